@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cmd/vmctl/client.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "cmd/vmctl/exit_codes.h"
+#include "vmm/os/unix_socket.h"
+
+namespace kvmbus::cmd {
+
+Client::Client(const std::string& socket)
+    : socket_(socket),
+      channel_(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials())),
+      machines_(api::VirtualMachines::NewStub(channel_)),
+      host_(api::Host::NewStub(channel_)) {}
+
+int Client::Check(const grpc::Status& status) const {
+  if (status.ok()) return kExitDone;
+  // gRPC says UNAVAILABLE both for "nobody listens" and for what vmmd itself answers.
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    if (const auto probe = vmm::ConnectUnix(socket_); !probe.ok()) {
+      std::fprintf(stderr,
+                   "vmctl: vmmd does not answer on '%s': start it (systemctl start vmmd), or name "
+                   "its socket with --socket\n",
+                   socket_.c_str());
+      return kExitNoDaemon;
+    }
+  }
+  std::fprintf(stderr, "vmctl: %s\n", status.error_message().c_str());
+  return ExitCodeOf(static_cast<vmm::Code>(status.error_code()));
+}
+
+}  // namespace kvmbus::cmd

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The connection to vmmd. The only header of vmctl that includes gRPC's.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "api/vmms.grpc.pb.h"
+
+namespace kvmbus::cmd {
+
+namespace api = kvmbus::api::v1;
+
+class Client {
+ public:
+  explicit Client(const std::string& socket);
+
+  api::VirtualMachines::Stub& machines() { return *machines_; }
+  api::Host::Stub& host() { return *host_; }
+
+  /// 0, or after one line on standard error the exit status.
+  int Check(const grpc::Status& status) const;
+
+ private:
+  const std::string socket_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<api::VirtualMachines::Stub> machines_;
+  std::unique_ptr<api::Host::Stub> host_;
+};
+
+}  // namespace kvmbus::cmd

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// vmctl's commands: each function adds a noun's verbs to the command line.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "cmd/vmctl/output.h"
+
+namespace kvmbus::cmd {
+
+/// What every command knows; the verb that was given leaves its exit status here.
+struct Context {
+  std::string socket = "/run/kvmbus/vmmd.sock";
+  std::string run_dir = "/run/kvmbus";
+  Format format = Format::kTable;
+  int exit_status = 0;
+};
+
+void AddVmCommands(CLI::App& app, Context& context);
+void AddDiskCommands(CLI::App& app, Context& context);
+void AddDvdCommands(CLI::App& app, Context& context);
+void AddHostCommands(CLI::App& app, Context& context);
+
+/// Connects standard input and output to a VM's console; returns the exit status.
+int RunConsole(const std::string& socket_path);
+
+}  // namespace kvmbus::cmd

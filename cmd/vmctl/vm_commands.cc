@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+// vmctl vm ...
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+
+#include "cmd/vmctl/client.h"
+#include "cmd/vmctl/commands.h"
+#include "cmd/vmctl/exit_codes.h"
+
+namespace kvmbus::cmd {
+namespace {
+
+std::string StateName(worker::State state) {
+  static constexpr const char* kNames[] = {"Unknown", "Off",    "Starting", "Running", "Pausing",
+                                           "Paused",  "Saving", "Saved",    "Stopping"};
+  const auto index = static_cast<size_t>(state);
+  return index < std::size(kNames) ? kNames[index] : "Unknown";
+}
+
+std::string Absolute(const std::string& path) {
+  return path.empty() ? path : std::filesystem::absolute(path).lexically_normal().string();
+}
+
+/// A panic is found by its last lines; one line of it is enough for a table.
+std::string CrashSummary(const worker::GuestCrash& crash) {
+  const std::string& text = crash.message();
+  const size_t panic = text.find("Kernel panic");
+  if (panic != std::string::npos) return text.substr(panic, text.find('\n', panic) - panic);
+  if (!text.empty()) return text.substr(0, text.find('\n'));
+  return crash.parameters_size() > 0 ? fmt::format("code {:#x}", crash.parameters(0)) : "";
+}
+
+Json ToJson(const api::VmStatus& vm) {
+  std::vector<Json> disks, parameters;
+  for (const auto& disk : vm.config().disks())
+    disks.push_back(Json::Object({{"kind", Json::Text(disk.kind() == config::DVD ? "dvd" : "disk")},
+                                  {"path", Json::Text(disk.path())},
+                                  {"controller", Json::Number(disk.controller())},
+                                  {"location", Json::Number(disk.lun())},
+                                  {"read_only", Json::Boolean(disk.read_only())}}));
+  for (const uint64_t parameter : vm.crash().parameters())
+    parameters.push_back(Json::Number(parameter));
+  return Json::Object({{"id", Json::Text(vm.config().id())},
+                       {"name", Json::Text(vm.config().name())},
+                       {"state", Json::Text(StateName(vm.state()))},
+                       {"reason", Json::Text(vm.reason())},
+                       {"generation", Json::Number(vm.config().generation())},
+                       {"processors", Json::Number(vm.config().vcpu_count())},
+                       {"memory_bytes", Json::Number(vm.config().memory_bytes())},
+                       {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
+                       {"heartbeat", Json::Text(vm.heartbeat())},
+                       {"vmbus_version", Json::Text(vm.integration_version())},
+                       {"reboots", Json::Number(vm.reboots())},
+                       {"worker_pid", Json::Number(vm.worker_pid())},
+                       {"crash_message", Json::Text(vm.crash().message())},
+                       {"crash_parameters", Json::Array(parameters)},
+                       {"disks", Json::Array(disks)}});
+}
+
+void PrintDetails(const api::VmStatus& vm) {
+  std::vector<std::vector<std::string>> rows = {
+      {"Name", vm.config().name()},
+      {"Id", vm.config().id()},
+      {"State", StateName(vm.state())},
+      {"Generation", std::to_string(vm.config().generation())},
+      {"Processors", std::to_string(vm.config().vcpu_count())},
+      {"Memory", HumanBytes(vm.config().memory_bytes())}};
+  if (!vm.reason().empty()) rows.push_back({"Reason", vm.reason()});
+  if (vm.state() == worker::RUNNING || vm.state() == worker::PAUSED) {
+    rows.push_back({"Uptime", HumanDuration(vm.uptime_ns())});
+    rows.push_back({"Heartbeat", vm.heartbeat()});
+    rows.push_back(
+        {"VMBus", vm.integration_version().empty() ? "not connected" : vm.integration_version()});
+    rows.push_back({"Worker", fmt::format("process {}", vm.worker_pid())});
+  }
+  if (vm.reboots() != 0) rows.push_back({"Restarts", std::to_string(vm.reboots())});
+  for (const auto& disk : vm.config().disks())
+    rows.push_back({disk.kind() == config::DVD ? "DVD" : "Disk",
+                    fmt::format("SCSI {} location {}: {}{}", disk.controller(), disk.lun(),
+                                disk.path().empty() ? "empty" : disk.path(),
+                                disk.read_only() ? " (read-only)" : "")});
+  if (vm.has_crash()) rows.push_back({"Last crash", CrashSummary(vm.crash())});
+  PrintTable(rows);
+}
+
+/// The calls of one command, each printing what it got.
+class VmCommands {
+ public:
+  explicit VmCommands(Context& context) : context_(context), client_(context.socket) {}
+
+  int Show(const grpc::Status& status, const api::VmStatus& vm, bool quiet_table) {
+    if (const int failed = client_.Check(status)) return failed;
+    if (context_.format == Format::kJson)
+      std::printf("%s\n", ToJson(vm).text().c_str());
+    else if (!quiet_table)
+      PrintDetails(vm);
+    return kExitDone;
+  }
+
+  int List() {
+    api::ListVmsReply reply;
+    grpc::ClientContext call;
+    if (const int failed = client_.Check(client_.machines().ListVms(&call, {}, &reply)))
+      return failed;
+    if (context_.format == Format::kJson) {
+      std::vector<Json> vms;
+      for (const auto& vm : reply.vms()) vms.push_back(ToJson(vm));
+      std::printf("%s\n", Json::Array(vms).text().c_str());
+      return kExitDone;
+    }
+    std::vector<std::vector<std::string>> rows = {
+        {"NAME", "STATE", "GEN", "CPUS", "MEMORY", "UPTIME", "HEARTBEAT", "REASON"}};
+    for (const auto& vm : reply.vms()) {
+      const bool on = vm.state() != worker::OFF;
+      rows.push_back(
+          {vm.config().name(), StateName(vm.state()), std::to_string(vm.config().generation()),
+           std::to_string(vm.config().vcpu_count()), HumanBytes(vm.config().memory_bytes()),
+           on ? HumanDuration(vm.uptime_ns()) : "-",
+           on && !vm.heartbeat().empty() ? vm.heartbeat() : "-", vm.reason()});
+    }
+    PrintTable(rows);
+    return kExitDone;
+  }
+
+  template <typename Request, typename Method>
+  int Simple(const Request& request, Method method, bool quiet_table = true) {
+    api::VmStatus reply;
+    grpc::ClientContext call;
+    const grpc::Status status = (client_.machines().*method)(&call, request, &reply);
+    return Show(status, reply, quiet_table);
+  }
+
+  int Delete(const std::string& vm) {
+    api::VmReference request;
+    request.set_vm(vm);
+    api::Empty reply;
+    grpc::ClientContext call;
+    return client_.Check(client_.machines().DeleteVm(&call, request, &reply));
+  }
+
+  int Stop(const api::StopVmRequest& request) {
+    grpc::ClientContext call;
+    const auto reader = client_.machines().StopVm(&call, request);
+    api::Progress progress;
+    while (reader->Read(&progress)) {
+      if (context_.format == Format::kTable)
+        std::printf("%s: %s\n", progress.status().config().name().c_str(),
+                    progress.message().c_str());
+      std::fflush(stdout);
+    }
+    const int failed = client_.Check(reader->Finish());
+    if (failed == kExitDone && context_.format == Format::kJson)
+      std::printf("%s\n", ToJson(progress.status()).text().c_str());
+    return failed;
+  }
+
+  int Counters(const std::string& vm) {
+    api::VmReference request;
+    request.set_vm(vm);
+    api::CountersReply reply;
+    grpc::ClientContext call;
+    if (const int failed = client_.Check(client_.machines().GetCounters(&call, request, &reply)))
+      return failed;
+    std::map<std::string, uint64_t> sorted(reply.counters().begin(), reply.counters().end());
+    std::vector<std::pair<std::string, Json>> members;
+    std::vector<std::vector<std::string>> rows;
+    for (const auto& [name, value] : sorted) {
+      members.emplace_back(name, Json::Number(value));
+      rows.push_back({name, std::to_string(value)});
+    }
+    if (context_.format == Format::kJson)
+      std::printf("%s\n", Json::Object(members).text().c_str());
+    else
+      PrintTable(rows);
+    return kExitDone;
+  }
+
+  int Describe(const std::string& vm) {
+    api::VmReference request;
+    request.set_vm(vm);
+    api::DescribeVmReply reply;
+    grpc::ClientContext call;
+    if (const int failed = client_.Check(client_.machines().DescribeVm(&call, request, &reply)))
+      return failed;
+    std::fwrite(reply.fdt().data(), 1, reply.fdt().size(), stdout);  // for dtc -I dtb
+    return kExitDone;
+  }
+
+  int Console(const std::string& vm) {
+    api::VmReference request;
+    request.set_vm(vm);
+    api::VmStatus reply;
+    grpc::ClientContext call;
+    if (const int failed = client_.Check(client_.machines().GetVm(&call, request, &reply)))
+      return failed;
+    if (reply.config().serial().com1() != "console") {
+      std::fprintf(stderr, "vmctl: '%s' has no console; create it with --com1 console\n",
+                   reply.config().name().c_str());
+      return ExitCodeOf(vmm::Code::kFailedPrecondition);
+    }
+    return RunConsole(context_.run_dir + "/" + reply.config().id() + "/console.sock");
+  }
+
+ private:
+  Context& context_;
+  Client client_;
+};
+
+struct CreateArguments {
+  config::Vm config;
+  std::string name, memory = "1G", kernel, initrd, append, com1;
+  std::vector<std::string> disks, dvds;
+  uint32_t generation = 2, vcpus = 1, controllers = 1;
+  bool no_heartbeat = false, no_shutdown = false, no_timesync = false, huge_pages = false;
+};
+
+int Create(Context& context, const CreateArguments& arguments) {
+  api::CreateVmRequest request;
+  config::Vm& vm = *request.mutable_config();
+  uint64_t memory;
+  if (!ParseBytes(arguments.memory, &memory)) {
+    std::fprintf(stderr, "vmctl: '%s' is no size; write 512M or 4G\n", arguments.memory.c_str());
+    return kExitUsage;
+  }
+  vm.set_name(arguments.name);
+  vm.set_generation(arguments.generation);
+  vm.set_vcpu_count(arguments.vcpus);
+  vm.set_memory_bytes(memory);
+  vm.set_scsi_controllers(arguments.controllers);
+  vm.set_huge_pages(arguments.huge_pages);
+  vm.mutable_firmware()->set_kernel(Absolute(arguments.kernel));
+  vm.mutable_firmware()->set_initrd(Absolute(arguments.initrd));
+  vm.mutable_firmware()->set_command_line(arguments.append);
+  vm.mutable_serial()->set_com1(arguments.com1);
+  vm.mutable_integration()->set_heartbeat(!arguments.no_heartbeat);
+  vm.mutable_integration()->set_shutdown(!arguments.no_shutdown);
+  vm.mutable_integration()->set_time_synchronization(!arguments.no_timesync);
+  for (size_t i = 0; i < arguments.disks.size(); ++i) {
+    config::Disk* disk = vm.add_disks();
+    disk->set_path(Absolute(arguments.disks[i]));
+    disk->set_lun(static_cast<uint32_t>(i));
+  }
+  for (const std::string& disc : arguments.dvds) {
+    config::Disk* drive = vm.add_disks();
+    drive->set_kind(config::DVD);
+    if (disc != "none") drive->set_path(Absolute(disc));
+    drive->set_lun(static_cast<uint32_t>(vm.disks_size() - 1));
+  }
+  return VmCommands(context).Simple(request, &api::VirtualMachines::Stub::CreateVm);
+}
+
+}  // namespace
+
+void AddVmCommands(CLI::App& app, Context& context) {
+  CLI::App* vm = app.add_subcommand("vm", "Virtual machines");
+  vm->require_subcommand(1);
+
+  auto create = std::make_shared<CreateArguments>();
+  CLI::App* verb = vm->add_subcommand("create", "Create a virtual machine");
+  verb->add_option("NAME", create->name)->required();
+  verb->add_option("--generation", create->generation, "1 or 2 (default 2)");
+  verb->add_option("--vcpus", create->vcpus, "Virtual processors (default 1)");
+  verb->add_option("--memory", create->memory, "Size, as 512M or 4G (default 1G)");
+  verb->add_option("--disk", create->disks,
+                   "Image, at the next location of SCSI controller 0; may be given again");
+  verb->add_option(
+      "--dvd", create->dvds,
+      "DVD drive at the location after the disks': an ISO image in it, or none; may be "
+      "given again");
+  verb->add_option("--scsi-controllers", create->controllers, "1 to 4 (default 1)");
+  verb->add_option("--kernel", create->kernel, "Linux kernel to boot directly");
+  verb->add_option("--initrd", create->initrd, "Its initramfs");
+  verb->add_option("--append", create->append, "Its command line");
+  verb->add_option("--com1", create->com1, "Serial port: console, or file:/PATH");
+  verb->add_flag("--huge-pages", create->huge_pages, "Back the memory with 2 MiB pages");
+  verb->add_flag("--no-heartbeat", create->no_heartbeat, "Without the heartbeat service");
+  verb->add_flag("--no-shutdown", create->no_shutdown, "Without the shutdown service");
+  verb->add_flag("--no-time-sync", create->no_timesync, "Without time synchronization");
+  verb->callback([&context, create] { context.exit_status = Create(context, *create); });
+
+  vm->add_subcommand("list", "List the virtual machines")->callback([&context] {
+    context.exit_status = VmCommands(context).List();
+  });
+
+  // Verbs that take a VM and nothing else.
+  using Act = std::function<int(VmCommands&, const std::string&)>;
+  const auto reference = [](const std::string& name) {
+    api::VmReference request;
+    request.set_vm(name);
+    return request;
+  };
+  using Stub = api::VirtualMachines::Stub;
+  const std::vector<std::tuple<const char*, const char*, Act>> verbs = {
+      {"show", "Show one",
+       [=](VmCommands& c, const std::string& v) {
+         return c.Simple(reference(v), &Stub::GetVm, false);
+       }},
+      {"start", "Start it; returns when it runs",
+       [=](VmCommands& c, const std::string& v) { return c.Simple(reference(v), &Stub::StartVm); }},
+      {"turn-off", "Turn it off at once, without asking the guest",
+       [=](VmCommands& c, const std::string& v) {
+         return c.Simple(reference(v), &Stub::TurnOffVm);
+       }},
+      {"pause", "Pause it",
+       [=](VmCommands& c, const std::string& v) { return c.Simple(reference(v), &Stub::PauseVm); }},
+      {"resume", "Let a paused one go on",
+       [=](VmCommands& c, const std::string& v) {
+         return c.Simple(reference(v), &Stub::ResumeVm);
+       }},
+      {"delete", "Delete its configuration; disks stay",
+       [](VmCommands& c, const std::string& v) { return c.Delete(v); }},
+      {"counters", "What its devices counted",
+       [](VmCommands& c, const std::string& v) { return c.Counters(v); }},
+      {"describe", "Its machine description, a flattened device tree, to standard output",
+       [](VmCommands& c, const std::string& v) { return c.Describe(v); }},
+      {"console", "Connect to its serial console; leave with Ctrl-]",
+       [](VmCommands& c, const std::string& v) { return c.Console(v); }},
+  };
+  for (const auto& [name, help, act] : verbs) {
+    auto target = std::make_shared<std::string>();
+    CLI::App* sub = vm->add_subcommand(name, help);
+    sub->add_option("VM", *target, "Name or id")->required();
+    sub->callback([&context, target, act = act] {
+      VmCommands commands(context);
+      context.exit_status = act(commands, *target);
+    });
+  }
+
+  auto stop = std::make_shared<api::StopVmRequest>();
+  auto target = std::make_shared<std::string>();
+  auto timeout = std::make_shared<uint32_t>(300);
+  auto force = std::make_shared<bool>(false), restart = std::make_shared<bool>(false);
+  verb = vm->add_subcommand("stop", "Ask the guest to shut down, and wait until it is off");
+  verb->add_option("VM", *target, "Name or id")->required();
+  verb->add_option("--timeout", *timeout, "Seconds to wait (default 300)");
+  verb->add_flag("--force", *force, "Tell the guest not to ask its programs");
+  verb->add_flag("--restart", *restart, "Restart instead");
+  verb->callback([&context, stop, target, timeout, force, restart] {
+    stop->set_vm(*target);
+    stop->set_timeout_seconds(*timeout);
+    stop->set_force(*force);
+    stop->set_restart(*restart);
+    context.exit_status = VmCommands(context).Stop(*stop);
+  });
+
+  auto wait_target = std::make_shared<std::string>(),
+       condition = std::make_shared<std::string>("running");
+  auto wait_timeout = std::make_shared<uint32_t>(300);
+  verb = vm->add_subcommand("wait", "Wait for a state");
+  verb->add_option("VM", *wait_target, "Name or id")->required();
+  verb->add_option("--for", *condition, "running, off or heartbeat (default running)");
+  verb->add_option("--timeout", *wait_timeout, "Seconds (default 300)");
+  verb->callback([&context, wait_target, condition, wait_timeout] {
+    api::WaitVmRequest request;
+    request.set_vm(*wait_target);
+    request.set_condition(*condition);
+    request.set_timeout_seconds(*wait_timeout);
+    context.exit_status = VmCommands(context).Simple(request, &api::VirtualMachines::Stub::WaitVm);
+  });
+
+  auto pulse_target = std::make_shared<std::string>();
+  auto count = std::make_shared<uint32_t>(1);
+  verb =
+      vm->add_subcommand("pulse", "Save, reset and restore it in place; the guest must not notice");
+  verb->add_option("VM", *pulse_target, "Name or id")->required();
+  verb->add_option("--count", *count, "How often (default 1)");
+  verb->callback([&context, pulse_target, count] {
+    api::PulseVmRequest request;
+    request.set_vm(*pulse_target);
+    request.set_count(*count);
+    context.exit_status = VmCommands(context).Simple(request, &api::VirtualMachines::Stub::PulseVm);
+  });
+}
+
+}  // namespace kvmbus::cmd

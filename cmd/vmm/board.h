@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Board: the devices of one machine, built from its description and joined to the Machine.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cmd/vmm/console_server.h"
+#include "config/vm.pb.h"
+#include "virtdev/chipset/acpi_power.h"
+#include "virtdev/chipset/generation_id.h"
+#include "virtdev/chipset/rtc.h"
+#include "virtdev/chipset/uart16550.h"
+#include "virtdev/synthetic/ic/heartbeat.h"
+#include "virtdev/synthetic/ic/shutdown.h"
+#include "virtdev/synthetic/ic/timesync.h"
+#include "virtdev/synthetic/scsi/scsi_controller.h"
+#include "virtdev/vmbus/vmbus_server.h"
+#include "vmm/event/loop.h"
+#include "vmm/machine/description.h"
+#include "vmm/machine/machine.h"
+
+namespace kvmbus::cmd {
+
+/// Home: the main loop.
+class Board {
+ public:
+  struct Callbacks {
+    vmm::Machine::Callbacks machine;
+    std::function<void()> guest_changed;  ///< heartbeat or VMBus version
+  };
+  using Done = std::function<void(const vmm::Result<void>&)>;
+
+  static vmm::Result<std::unique_ptr<Board>> Build(const config::Vm& config,
+                                                   const std::string& run_dir,
+                                                   bool unsupported_without_slat, vmm::Loop& loop,
+                                                   Callbacks callbacks);
+  ~Board();
+
+  vmm::Machine& machine() { return *machine_; }
+  const vmm::Machine& machine() const { return *machine_; }
+  const std::string& fdt() const { return fdt_; }
+  std::string Heartbeat() const;
+  std::string VmbusVersion() const;
+
+  /// The result says whether the guest accepted.
+  void RequestShutdown(bool restart, bool force, Done done);
+  vmm::Result<void> AttachDisk(const config::Disk& disk);
+  void DetachDisk(uint32_t controller, uint32_t lun, Done done);
+  /// board_dvd.cc. `done` when the disc that was in, if any, is closed.
+  void InsertDvd(uint32_t controller, uint32_t lun, const std::string& path, Done done);
+  /// `done` also if the guest does not let the disc go.
+  void EjectDvd(uint32_t controller, uint32_t lun, bool force, Done done);
+
+  /// After the machine is off: flushes and closes the disks.
+  vmm::Result<void> Close();
+
+  void VisitCounters(const vmm::CounterVisitor& visit) const;
+
+ private:
+  struct Disk {
+    std::shared_ptr<virtdev::DiskIo> io;  ///< null: an empty DVD drive
+    std::string path;
+    bool is_dvd = false;
+  };
+
+  Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);
+  vmm::Result<void> BuildMachine(const std::string& run_dir, bool unsupported_without_slat);
+  vmm::Result<void> BuildChipset(const std::string& run_dir);
+  vmm::Result<void> BuildVmbus();
+  vmm::Result<void> BuildOffer(const vmm::VmbusOffer& offer);
+  vmm::Result<void> BuildController(const vmm::VmbusOffer& offer);
+  vmm::Result<void> AttachToController(const config::Disk& disk);
+  vmm::Result<void> AttachDvd(const config::Disk& drive);
+  vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;
+  vmm::Result<void> BuildConsole(const std::string& run_dir);
+  vmm::Result<vmm::BootState> LoadBoot();
+
+  const config::Vm config_;
+  vmm::Loop& loop_;
+  Callbacks callbacks_;
+  vmm::MachineDescription description_;
+  std::string fdt_;
+  vmm::MemoryLayout layout_;
+
+  std::vector<std::unique_ptr<vmm::LoopThread>> io_threads_;
+  std::unique_ptr<vmm::GuestMemory> memory_;
+  std::unique_ptr<ConsoleServer> console_;
+  vmm::Fd console_file_;
+  std::unique_ptr<virtdev::Uart16550> com1_;
+  std::unique_ptr<virtdev::Rtc> rtc_;
+  std::unique_ptr<virtdev::AcpiPower> power_;
+  std::unique_ptr<virtdev::GenerationId> generation_id_;
+  std::map<std::pair<uint32_t, uint32_t>, Disk> disks_;  // by controller and LUN
+  std::vector<std::unique_ptr<virtdev::SyntheticScsiController>> controllers_;
+  std::unique_ptr<virtdev::HeartbeatDevice> heartbeat_;
+  std::unique_ptr<virtdev::ShutdownDevice> shutdown_;
+  std::unique_ptr<virtdev::TimesyncDevice> timesync_;
+  std::unique_ptr<vmm::Machine> machine_;
+  std::unique_ptr<virtdev::VmbusServer> vmbus_;  // before machine_ is gone: it leaves the SynIC
+};
+
+}  // namespace kvmbus::cmd

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The gRPC face of the inventory. The only header of vmmd that includes gRPC's.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "vmm/event/loop.h"
+#include "vmm/manager/inventory.h"
+
+namespace kvmbus::cmd {
+
+/// Serves until destroyed. Calls run on gRPC's threads and are posted to the inventory's loop.
+class ApiServer {
+ public:
+  /// `socket` is a path; its mode becomes 0660.
+  static vmm::Result<std::unique_ptr<ApiServer>> Listen(vmm::Loop& loop, vmm::Inventory& inventory,
+                                                        const std::string& socket);
+  ~ApiServer();
+
+ private:
+  class VirtualMachinesService;
+  class HostService;
+  ApiServer();
+  std::unique_ptr<VirtualMachinesService> machines_;
+  std::unique_ptr<HostService> host_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace kvmbus::cmd

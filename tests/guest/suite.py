@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of guest tests: one set-up each, tests in the order in which they stand, a line of report a test."""
+
+import re
+import time
+import traceback
+
+GROUPS = []
+
+
+def group(cls):
+    """Registers a group. Its tests are the methods that start with test_."""
+    GROUPS.append(cls)
+    return cls
+
+
+class Group:
+    """Tests that share machines. set_up boots them, tear_down removes whatever is left."""
+
+    def __init__(self, context):
+        self.context = context
+        self.service, self.image = context.service, context.image
+
+    def set_up(self):
+        pass
+
+    def tear_down(self):
+        pass
+
+    @classmethod
+    def tests(cls):
+        return [name for name in vars(cls) if name.startswith("test_")]
+
+
+def full_name(cls, test):
+    return f"{cls.__name__}.{test[5:]}"
+
+
+class Runner:
+    """Runs what matches, prints a line for each, and ends with 'N passed, N failed'.
+
+    With `tries` above 1 a group ends at its first failure, printed as 'again', and is run once more from its set-up;
+    the last try counts. It is for the software host alone: guests with several emulated processors stall or fault
+    there now and then (docs/architecture.md).
+    """
+
+    def __init__(self, context, pattern, tries=1):
+        self.context, self.pattern, self.tries = context, re.compile(pattern), tries
+        self.passed = self.failed = 0
+        self.last_try = True
+        self.group_failures = 0
+
+    def _report(self, name, start, error=None):
+        seconds = time.monotonic() - start
+        if error is None:
+            self.passed += 1
+            print(f"ok     {name} ({seconds:.1f} s)", flush=True)
+            return
+        self.group_failures += 1
+        self.failed += self.last_try
+        print(f"{'FAILED' if self.last_try else 'again '} {name} ({seconds:.1f} s): {describe(error)}", flush=True)
+
+    def run(self):
+        for cls in GROUPS:
+            names = [test for test in cls.tests() if self.pattern.search(full_name(cls, test))]
+            if names:
+                self._try_group(cls, names)
+        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        return 1 if self.failed or not self.passed else 0
+
+    def _try_group(self, cls, names):
+        for attempt in range(1, self.tries + 1):
+            passed, self.group_failures, self.last_try = self.passed, 0, attempt == self.tries
+            with self.context.fresh_folder():
+                self._run_group(cls, names)
+            if self.group_failures == 0 or self.last_try:
+                return
+            self.passed = passed
+            print(f"       {cls.__name__} is tried once more", flush=True)
+
+    def _run_group(self, cls, names):
+        tests, start, broken = cls(self.context), time.monotonic(), None
+        try:
+            tests.set_up()
+        except Exception as error:  # every kind: the others must run
+            broken = error
+        for index, test in enumerate(names):
+            if broken is not None:
+                what = describe(broken) if index == 0 else "its group's set-up failed"
+                self._report(full_name(cls, test), start, AssertionError(f"set-up: {what}"))
+                if not self.last_try:
+                    break
+                continue
+            start = time.monotonic()
+            try:
+                getattr(tests, test)()
+                self._report(full_name(cls, test), start)
+            except Exception as error:
+                self._report(full_name(cls, test), start, error)
+                if not self.last_try:
+                    break
+        start = time.monotonic()
+        try:
+            tests.tear_down()
+        except Exception as error:
+            self._report(f"{cls.__name__}.tear_down", start, error)
+
+
+def describe(error):
+    place = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in place if "/test_" in frame.filename]
+    where = f" [{ours[-1].filename.rsplit('/', 1)[1]}:{ours[-1].lineno}]" if ours else ""
+    return f"{str(error) or type(error).__name__}{where}"
+
+
+def expect(condition, message):
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_equal(found, wanted, what):
+    expect(found == wanted, f"{what}: found {found!r}, wanted {wanted!r}")
+
+
+def eventually(condition, what, timeout=120):
+    """Waits until the condition gives something true, and returns that."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        expect(time.monotonic() < end, f"not within {timeout} s: {what}")
+        time.sleep(0.3)

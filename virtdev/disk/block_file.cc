@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "virtdev/disk/block_file.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <vector>
+
+#include "vmm/os/file.h"
+
+namespace kvmbus::virtdev {
+namespace {
+
+using vmm::Code;
+using vmm::Error;
+using vmm::Result;
+
+class PosixBlockFile final : public BlockFile {
+ public:
+  PosixBlockFile(vmm::Fd fd, bool is_device) : fd_(std::move(fd)), is_device_(is_device) {}
+  Result<uint64_t> Size() override { return vmm::FileSize(fd_.get()); }
+  Result<void> Read(std::span<uint8_t> buffer, uint64_t offset) override {
+    return vmm::PReadAll(fd_.get(), buffer, offset);
+  }
+  Result<void> Write(std::span<const uint8_t> buffer, uint64_t offset) override {
+    return vmm::PWriteAll(fd_.get(), buffer, offset);
+  }
+  Result<void> Flush() override { return vmm::SyncFile(fd_.get()); }
+  Result<void> Resize(uint64_t bytes) override {
+    if (::ftruncate(fd_.get(), static_cast<off_t>(bytes)) < 0)
+      return Error::FromErrno(errno, "resizing the image");
+    return {};
+  }
+  Result<void> Zero(uint64_t offset, uint64_t length, bool keep_space) override {
+    if (length == 0) return {};
+    if (keep_space && Fallocate(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length))
+      return {};
+    // A hole reads as zeroes everywhere; filling it with space again is what some file systems have
+    // instead of ZERO_RANGE.
+    if (Fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) &&
+        (!keep_space || Fallocate(FALLOC_FL_KEEP_SIZE, offset, length)))
+      return {};
+    if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL && errno != ENODEV)
+      return Error::FromErrno(errno, "zeroing a range of the image");
+    static const std::vector<uint8_t> zeroes(256u << 10, 0);
+    for (uint64_t at = 0; at < length; at += zeroes.size())
+      TRY_VOID(Write(std::span(zeroes).first(std::min<uint64_t>(zeroes.size(), length - at)),
+                     offset + at));
+    return {};
+  }
+  bool is_device() const override { return is_device_; }
+  int fd() const override { return fd_.get(); }
+
+ private:
+  bool Fallocate(int mode, uint64_t offset, uint64_t length) const {
+    return ::fallocate(fd_.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) ==
+           0;
+  }
+
+  const vmm::Fd fd_;
+  const bool is_device_;
+};
+
+/// True if this descriptor of a process is the file and holds a lock of it.
+bool HoldsLock(const std::string& process, const std::string& number, const struct stat& file) {
+  struct stat other = {};
+  if (::stat(fmt::format("/proc/{}/fd/{}", process, number).c_str(), &other) < 0 ||
+      other.st_dev != file.st_dev || other.st_ino != file.st_ino)
+    return false;
+  const auto info = vmm::ReadWholeFile(fmt::format("/proc/{}/fdinfo/{}", process, number));
+  return info.ok() && info->find("\nlock:") != std::string::npos;
+}
+
+/// " (process 123)", or nothing: the kernel names no process for a lock of an open file, but a
+/// process that we may look into shows its locks.
+std::string HolderOf(int fd) {
+  struct stat file = {};
+  if (::fstat(fd, &file) < 0) return "";
+  std::error_code ignored;
+  for (const auto& process : std::filesystem::directory_iterator("/proc", ignored)) {
+    const std::string name = process.path().filename().string();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    for (const auto& number : std::filesystem::directory_iterator(process.path() / "fd", ignored)) {
+      if (HoldsLock(name, number.path().filename().string(), file))
+        return fmt::format(" (process {})", name);
+    }
+  }
+  return "";
+}
+
+Error CannotOpen(Error error, const std::string& path, bool read_only) {
+  switch (error.code()) {
+    case Code::kNotFound:
+      return vmm::MakeError(Code::kNotFound,
+                            "'{}' does not exist; create it with 'vmctl disk create'", path);
+    case Code::kPermissionDenied:
+      return vmm::MakeError(
+          Code::kPermissionDenied,
+          "'{}' may not be opened for {}: change its permissions, or attach it read-only", path,
+          read_only ? "reading" : "writing");
+    default:
+      break;
+  }
+  if (error.sys_errno() == EBUSY)
+    return vmm::MakeError(Code::kUnavailable,
+                          "'{}' is mounted or otherwise in use by the host: release it there",
+                          path);
+  return error;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only) {
+  struct stat status = {};
+  const bool found = ::stat(path.c_str(), &status) == 0;
+  if (found && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+    return vmm::MakeError(Code::kInvalidArgument, "'{}' is neither a file nor a block device",
+                          path);
+  int flags = (read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK | O_NOCTTY;
+  // The kernel then refuses a device that is mounted.
+  if (found && S_ISBLK(status.st_mode) && !read_only) flags |= O_EXCL;
+  auto fd = vmm::OpenFile(path, flags);
+  if (!fd.ok()) return CannotOpen(std::move(fd.error()), path, read_only);
+  const auto locked =
+      vmm::LockFile(fd->get(), read_only ? vmm::LockKind::kShared : vmm::LockKind::kExclusive);
+  if (!locked.ok()) {
+    if (locked.error().code() != Code::kUnavailable) return locked.error();
+    return vmm::MakeError(
+        Code::kUnavailable,
+        "'{}' is in use by another process{}; stop the virtual machine that uses it", path,
+        HolderOf(fd->get()));
+  }
+  return std::unique_ptr<BlockFile>(
+      std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
+}
+
+}  // namespace kvmbus::virtdev

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// BlockFile: the file under an image, behind an interface, so that tests can cut its power.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "vmm/os/fd.h"
+#include "vmm/result/result.h"
+
+namespace kvmbus::virtdev {
+
+/// Any thread. Errors are the host's.
+class BlockFile {
+ public:
+  virtual ~BlockFile() = default;
+  virtual vmm::Result<uint64_t> Size() = 0;
+  virtual vmm::Result<void> Read(std::span<uint8_t> buffer, uint64_t offset) = 0;
+  virtual vmm::Result<void> Write(std::span<const uint8_t> buffer, uint64_t offset) = 0;
+  /// What was written before is durable when it returns.
+  virtual vmm::Result<void> Flush() = 0;
+  /// Grows with zeroes, or shrinks.
+  virtual vmm::Result<void> Resize(uint64_t bytes) = 0;
+  /// The range reads as zeroes; `keep_space` leaves it allocated.
+  virtual vmm::Result<void> Zero(uint64_t offset, uint64_t length, bool keep_space) = 0;
+  /// A block device of the host: its size is what it is, and its content has one format, raw.
+  virtual bool is_device() const { return false; }
+  /// The host's descriptor for asynchronous I/O, or -1 if only the calls above serve.
+  virtual int fd() const { return -1; }
+};
+
+/// Opens and locks (shared if read-only, else exclusive). kNotFound, kUnavailable (in use),
+/// kPermissionDenied, each with the remedy.
+vmm::Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only);
+
+}  // namespace kvmbus::virtdev

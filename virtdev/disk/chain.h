@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Chain: the image files that make one disk, from the one that is written down to the base.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "virtdev/disk/image.h"
+
+namespace kvmbus::virtdev {
+
+/// Any thread. Only the top is written; what it does not have is looked for below it. The layers
+/// below the top do not change while the chain is open.
+class Chain {
+ public:
+  static constexpr size_t kMaxLayers = 64;
+
+  /// `layers`: the top first. At least one, at most kMaxLayers. `paths`: their files', or none.
+  explicit Chain(std::vector<std::unique_ptr<Image>> layers, std::vector<std::string> paths = {});
+
+  Image& top() { return *layers_.front(); }
+  const std::vector<std::unique_ptr<Image>>& layers() const { return layers_; }
+  const std::vector<std::string>& paths() const { return paths_; }
+  const DiskInfo& info() const { return layers_.front()->info(); }
+
+  /// Where [offset, offset + length) can be read from: no extent is kParent.
+  std::vector<ImageExtent> MapForRead(uint64_t offset, uint64_t length);
+  /// Closes every layer; the first error counts.
+  vmm::Result<void> Close();
+
+ private:
+  struct Free {
+    void operator()(uint8_t* bytes) const { std::free(bytes); }
+  };
+
+  void MakeSkipTable();
+  void Resolve(size_t layer, uint64_t offset, uint64_t length, std::vector<ImageExtent>* extents);
+  void ResolveBelow(size_t layer, uint64_t offset, uint64_t length,
+                    std::vector<ImageExtent>* extents);
+  size_t FirstLayerWith(uint64_t granule, size_t from);
+
+  std::vector<std::unique_ptr<Image>> layers_;
+  std::vector<std::string> paths_;
+  // For each layer below the top and each granule (the smallest block of these layers): the first
+  // layer, from that one on, that has something of the granule. 0: not known yet. From calloc, so
+  // that what nobody reads costs no memory.
+  uint64_t granule_bytes_ = 0;
+  uint64_t granules_ = 0;
+  std::unique_ptr<uint8_t[], Free> skip_;
+};
+
+/// Opens an image and what lies below it, each locked: the top as `read_only` says, the others
+/// shared. `roots` as in DiskOpenOptions. Errors as OpenDisk's; kFailedPrecondition: a parent is
+/// not the one that its child was made on.
+vmm::Result<std::unique_ptr<Chain>> OpenChain(const std::string& path, bool read_only,
+                                              const std::vector<std::string>& roots = {});
+
+/// The disk that a chain makes.
+std::unique_ptr<DiskIo> MakeChainDisk(std::unique_ptr<Chain> chain, bool force_threads);
+
+}  // namespace kvmbus::virtdev

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <filesystem>
+
+#include "virtdev/disk/chain.h"
+#include "virtdev/disk/disk_io.h"
+#include "virtdev/disk/image_format.h"
+
+namespace kvmbus::virtdev {
+namespace {
+
+/// A raw image has no id of its own: the same path gives the same one.
+vmm::Guid IdOfPath(const std::string& path) {
+  std::error_code ignored;
+  const std::string whole = std::filesystem::weakly_canonical(path, ignored).string();
+  vmm::Guid id;
+  uint64_t hash[2] = {0xcbf29ce484222325, 0x84222325cbf29ce4};  // FNV-1a, two of them
+  for (const char c : whole) {
+    for (uint64_t& value : hash) value = (value ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  }
+  std::memcpy(id.bytes.data(), hash, sizeof(hash));
+  return id;
+}
+
+}  // namespace
+
+vmm::Result<std::unique_ptr<Image>> OpenImage(const std::string& path, bool read_only) {
+  auto file = TRY(OpenBlockFile(path, read_only));
+  const ImageFormat format = TRY(FormatOf(*file, path));
+  const auto open = [&]() -> vmm::Result<std::unique_ptr<Image>> {
+    switch (format) {
+      case ImageFormat::kRaw:
+        return OpenRawImage(std::move(file), read_only, IdOfPath(path));
+      case ImageFormat::kVhdx:
+        return OpenVhdxImage(std::move(file), read_only);
+      case ImageFormat::kVhd:
+        return OpenVhdImage(std::move(file), read_only);
+    }
+    return vmm::Error(vmm::Code::kInternal, "a format that nobody opens");
+  };
+  auto image = open();
+  if (!image.ok()) return std::move(image.error()).WithContext(fmt::format("'{}'", path));
+  return image;
+}
+
+vmm::Result<std::unique_ptr<DiskIo>> OpenDisk(const std::string& path,
+                                              const DiskOpenOptions& options) {
+  return MakeChainDisk(TRY(OpenChain(path, options.read_only, options.roots)),
+                       options.force_threads);
+}
+
+}  // namespace kvmbus::virtdev

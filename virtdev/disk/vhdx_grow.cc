@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "virtdev/disk/vhdx_grow.h"
+
+#include <algorithm>
+
+#include "virtdev/disk/vhdx_journal.h"
+
+namespace kvmbus::virtdev::vhdx {
+namespace {
+
+using vmm::Code;
+using vmm::MakeError;
+using vmm::Result;
+using Pages = std::vector<Journal::Page>;
+
+Result<void> CheckSize(const DiskMetadata& disk, uint64_t bytes) {
+  if (bytes % disk.logical_sector != 0)
+    return MakeError(Code::kInvalidArgument, "a disk of {} bytes: a multiple of {} is needed",
+                     bytes, disk.logical_sector);
+  if (bytes < disk.disk_bytes)
+    return MakeError(Code::kInvalidArgument,
+                     "the disk has {} bytes already: it can grow, not shrink", disk.disk_bytes);
+  if (bytes > kMaxDiskBytes)
+    return MakeError(Code::kOutOfRange, "a disk of {} TiB; 64 TiB are allowed", bytes >> 40);
+  if (disk.fixed)
+    return vmm::Error(Code::kUnimplemented,
+                      "a fixed disk does not grow: make a dynamic one of it with 'vmctl disk "
+                      "convert'");
+  return {};
+}
+
+/// The page that holds the disk's size, with another one.
+Result<Journal::Page> SizePage(const VhdxFile& vhdx, uint64_t disk_bytes) {
+  const Region& region = vhdx.regions.metadata;
+  std::vector<uint8_t> table(kMetadataTableBytes);
+  TRY_VOID_CTX(vhdx.file->Read(table, region.offset), "reading the metadata table");
+  const auto head = Load<MetadataTableHeader>(table, 0);
+  for (size_t i = 0; i < head.entry_count; ++i) {
+    const auto entry =
+        Load<MetadataTableEntry>(table, sizeof(head) + i * sizeof(MetadataTableEntry));
+    if (entry.item_id != kVirtualDiskSizeItem || (entry.flags & kMetadataIsUser)) continue;
+    const uint64_t in_page = entry.offset % kLogSector;
+    Journal::Page page{region.offset + entry.offset - in_page, std::vector<uint8_t>(kLogSector)};
+    if (in_page > kLogSector - sizeof(disk_bytes))
+      return vmm::Error(Code::kUnimplemented, "its size lies across two pages of the metadata");
+    TRY_VOID_CTX(vhdx.file->Read(page.content, page.file_offset), "reading the metadata");
+    Store(page.content, in_page, disk_bytes);
+    return page;
+  }
+  return vmm::Error(Code::kDataLoss, "the metadata have no virtual disk size");
+}
+
+/// Entries that the disk did not have so far must say "not present".
+Result<bool> FitsItsRegion(const VhdxFile& vhdx, uint64_t old_bytes, uint64_t new_bytes) {
+  const Region& bat = vhdx.regions.bat;
+  if (new_bytes > bat.length) return false;
+  std::vector<uint8_t> rest(new_bytes - old_bytes);
+  TRY_VOID_CTX(vhdx.file->Read(rest, bat.offset + old_bytes), "reading the BAT");
+  return std::all_of(rest.begin(), rest.end(), [](uint8_t byte) { return byte == 0; });
+}
+
+/// The BAT at the file's end; its place there.
+Result<Region> CopyBat(const VhdxFile& vhdx, uint64_t old_bytes, uint64_t new_bytes) {
+  BlockFile& file = *vhdx.file;
+  const auto whole = [](uint64_t bytes) { return (bytes + kMiB - 1) / kMiB * kMiB; };
+  Region to;
+  to.offset = whole(TRY(file.Size()));
+  to.length = static_cast<uint32_t>(whole(new_bytes));
+  TRY_VOID_CTX(file.Resize(to.offset + to.length), "adding a BAT of {} MiB", to.length / kMiB);
+  std::vector<uint8_t> piece(kMiB);
+  for (uint64_t at = 0; at < old_bytes; at += kMiB) {
+    const auto part = std::span(piece).first(std::min(kMiB, old_bytes - at));
+    TRY_VOID_CTX(file.Read(part, vhdx.regions.bat.offset + at), "reading the BAT");
+    TRY_VOID_CTX(file.Write(part, to.offset + at), "writing the BAT");
+  }
+  return to;
+}
+
+/// Both copies of the region table, with another place of the BAT.
+Result<Pages> RegionPages(const VhdxFile& vhdx, const Region& bat) {
+  std::vector<uint8_t> table = vhdx.regions.repair;
+  if (table.empty()) {
+    table.resize(kRegionTableBytes);
+    TRY_VOID_CTX(vhdx.file->Read(table, kRegionTableOffset[0]), "reading the region table");
+  }
+  const auto head = Load<RegionTableHeader>(table, 0);
+  for (size_t i = 0; i < head.entry_count; ++i) {
+    const size_t place = sizeof(head) + i * sizeof(RegionTableEntry);
+    auto entry = Load<RegionTableEntry>(table, place);
+    if (entry.guid != kBatRegion) continue;
+    entry.file_offset = bat.offset;
+    entry.length = bat.length;
+    Store(table, place, entry);
+  }
+  Store(table, 4, uint32_t{0});
+  Store(table, 4, StructureChecksum(table));
+  Pages pages;
+  for (const uint64_t copy : kRegionTableOffset) Journal::AppendPages(copy, table, &pages);
+  return pages;
+}
+
+}  // namespace
+
+Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
+  TRY_VOID(CheckSize(vhdx.disk, disk_bytes));
+  if (disk_bytes == vhdx.disk.disk_bytes) return {};
+  DiskMetadata grown = vhdx.disk;
+  grown.disk_bytes = disk_bytes;
+  const uint64_t old_bytes = vhdx.disk.bat_entries() * 8, new_bytes = grown.bat_entries() * 8;
+  Journal journal(*vhdx.file, vhdx.header);
+  TRY_VOID(journal.Open(true));
+  Pages pages;
+  const bool fits = TRY(FitsItsRegion(vhdx, old_bytes, new_bytes));
+  if (!fits) {
+    const Region moved = TRY(CopyBat(vhdx, old_bytes, new_bytes));
+    pages = TRY(RegionPages(vhdx, moved));
+  }
+  pages.push_back(TRY(SizePage(vhdx, disk_bytes)));
+  // A BAT that has moved is durable before anything leads to it.
+  TRY_VOID(journal.Commit(pages, !fits));
+  return journal.Close();
+}
+
+}  // namespace kvmbus::virtdev::vhdx

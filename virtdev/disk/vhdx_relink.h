@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Gives a differencing VHDX file another parent.
+#pragma once
+
+#include "virtdev/disk/image.h"
+#include "virtdev/disk/vhdx_file.h"
+
+namespace kvmbus::virtdev::vhdx {
+
+/// Replaces the parent locator, through the log: after a crash the file names the old parent or the
+/// new one. `vhdx` was opened for writing. kOutOfRange: the metadata region has no room for it.
+vmm::Result<void> ReplaceParentLocator(const VhdxFile& vhdx, const ParentReference& parent);
+
+}  // namespace kvmbus::virtdev::vhdx

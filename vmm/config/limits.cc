@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/config/limits.h"
+
+#include <algorithm>
+
+#include "vmm/guid/guid.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+std::string UpperCase(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return text;
+}
+
+bool NameIsValid(const std::string& name) {
+  if (name.empty() || name.size() > kMaxNameBytes) return false;
+  return std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return c >= ' ' && c != 0x7f && c != '/'; });
+}
+
+bool EndsWithoutCase(const std::string& text, std::string_view suffix) {
+  return text.size() >= suffix.size() &&
+         std::equal(
+             suffix.begin(), suffix.end(), text.end() - static_cast<ptrdiff_t>(suffix.size()),
+             [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
+}
+
+bool IsAbsolute(const std::string& path) { return !path.empty() && path.front() == '/'; }
+
+}  // namespace
+
+GenerationLimits LimitsOf(uint32_t generation) {
+  return generation == 1 ? GenerationLimits{64, 1ull << 40} : GenerationLimits{240, 12ull << 40};
+}
+
+void ApplyDefaults(config::Vm* vm) {
+  if (vm->id().empty()) vm->set_id(UpperCase(Guid::Random().ToString()));
+  if (vm->generation() == 0) vm->set_generation(2);
+  if (vm->vcpu_count() == 0) vm->set_vcpu_count(1);
+  if (vm->scsi_controllers() == 0) vm->set_scsi_controllers(1);
+}
+
+Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
+  const bool empty_drive = disk.kind() == config::DVD && disk.path().empty();
+  if (!empty_drive && !IsAbsolute(disk.path()))
+    return MakeError(Code::kInvalidArgument, "'{}': disk path '{}' is not absolute", vm.name(),
+                     disk.path());
+  if (disk.controller() >= vm.scsi_controllers())
+    return MakeError(Code::kOutOfRange,
+                     "'{}': disk '{}' is on SCSI controller {}, the virtual machine has {}",
+                     vm.name(), disk.path(), disk.controller(), vm.scsi_controllers());
+  if (disk.lun() >= kMaxLuns)
+    return MakeError(Code::kOutOfRange,
+                     "'{}': disk '{}' has location {}, a SCSI controller has 0 to {}", vm.name(),
+                     disk.path(), disk.lun(), kMaxLuns - 1);
+  if (disk.kind() != config::HARD_DISK && disk.kind() != config::DVD)
+    return MakeError(Code::kInvalidArgument, "'{}': location {} has a drive of an unknown kind",
+                     vm.name(), disk.lun());
+  if (vm.generation() == 2 && EndsWithoutCase(disk.path(), ".vhd"))
+    return MakeError(
+        Code::kInvalidArgument,
+        "'{}': generation 2 does not take VHD disks; convert '{}' with 'vmctl disk convert'",
+        vm.name(), disk.path());
+  for (const config::Disk& other : vm.disks()) {
+    if (&other == &disk) continue;
+    if (other.controller() == disk.controller() && other.lun() == disk.lun())
+      return MakeError(Code::kAlreadyExists,
+                       "'{}': SCSI controller {} location {} has {} '{}' already", vm.name(),
+                       disk.controller(), disk.lun(),
+                       other.kind() == config::DVD ? "a DVD drive with" : "disk", other.path());
+    // A disc is read alone, so several drives may have it.
+    const bool both_discs = other.kind() == config::DVD && disk.kind() == config::DVD;
+    if (!both_discs && other.path() == disk.path())
+      return MakeError(Code::kAlreadyExists, "'{}': disk '{}' is attached already", vm.name(),
+                       disk.path());
+  }
+  return {};
+}
+
+Result<void> ValidateConfig(const config::Vm& vm) {
+  if (!NameIsValid(vm.name()))
+    return MakeError(Code::kInvalidArgument, "a name has 1 to {} printable characters and no '/'",
+                     kMaxNameBytes);
+  if (!Guid::Parse(vm.id()) || vm.id() != UpperCase(vm.id()))
+    return MakeError(Code::kInvalidArgument, "'{}': id '{}' is no upper-case GUID", vm.name(),
+                     vm.id());
+  if (vm.generation() != 1 && vm.generation() != 2)
+    return MakeError(Code::kInvalidArgument, "'{}': generation {}; there are 1 and 2", vm.name(),
+                     vm.generation());
+  const GenerationLimits limits = LimitsOf(vm.generation());
+  if (vm.vcpu_count() < 1 || vm.vcpu_count() > limits.max_vcpus)
+    return MakeError(Code::kOutOfRange, "'{}': {} virtual processors; generation {} allows 1 to {}",
+                     vm.name(), vm.vcpu_count(), vm.generation(), limits.max_vcpus);
+  if (vm.memory_bytes() < kMinMemoryBytes || vm.memory_bytes() > limits.max_memory_bytes ||
+      vm.memory_bytes() % kMemoryStepBytes != 0)
+    return MakeError(
+        Code::kOutOfRange,
+        "'{}': {} MiB of memory; generation {} allows {} MiB to {} GiB in steps of 2 MiB",
+        vm.name(), vm.memory_bytes() >> 20, vm.generation(), kMinMemoryBytes >> 20,
+        limits.max_memory_bytes >> 30);
+  if (vm.scsi_controllers() < 1 || vm.scsi_controllers() > kMaxScsiControllers)
+    return MakeError(Code::kOutOfRange, "'{}': {} SCSI controllers; 1 to {} are allowed", vm.name(),
+                     vm.scsi_controllers(), kMaxScsiControllers);
+  for (const config::Disk& disk : vm.disks()) TRY_VOID(ValidateDisk(vm, disk));
+  if (!IsAbsolute(vm.firmware().kernel()))
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': a kernel is needed (--kernel /path): this version boots Linux directly",
+                     vm.name());
+  if (!vm.firmware().initrd().empty() && !IsAbsolute(vm.firmware().initrd()))
+    return MakeError(Code::kInvalidArgument, "'{}': initrd path '{}' is not absolute", vm.name(),
+                     vm.firmware().initrd());
+  const std::string& com1 = vm.serial().com1();
+  if (!com1.empty() && com1 != "console" && !com1.starts_with("file:/"))
+    return MakeError(Code::kInvalidArgument, "'{}': COM1 '{}'; it may be 'console' or 'file:/PATH'",
+                     vm.name(), com1);
+  return {};
+}
+
+}  // namespace kvmbus::vmm

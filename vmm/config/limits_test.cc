@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/config/limits.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+namespace kvmbus::vmm {
+namespace {
+
+config::Vm Good() {
+  config::Vm vm;
+  vm.set_name("web");
+  vm.set_memory_bytes(512ull << 20);
+  vm.mutable_firmware()->set_kernel("/boot/vmlinuz");
+  ApplyDefaults(&vm);
+  return vm;
+}
+
+TEST(LimitsTest, ADefaultMachineIsValid) {
+  const config::Vm vm = Good();
+  EXPECT_TRUE(ValidateConfig(vm).ok());
+  EXPECT_EQ(vm.generation(), 2u);
+  EXPECT_EQ(vm.id().size(), 36u);
+}
+
+TEST(LimitsTest, EachLimitIsNamed) {
+  struct Case {
+    std::function<void(config::Vm*)> spoil;
+    Code code;
+    const char* text;
+  };
+  const Case cases[] = {
+      {[](auto* vm) { vm->set_generation(1), vm->set_vcpu_count(65); }, Code::kOutOfRange,
+       "65 virtual processors; generation 1 allows 1 to 64"},
+      {[](auto* vm) { vm->set_vcpu_count(241); }, Code::kOutOfRange,
+       "generation 2 allows 1 to 240"},
+      {[](auto* vm) { vm->set_memory_bytes(16 << 20); }, Code::kOutOfRange, "16 MiB of memory"},
+      {[](auto* vm) { vm->set_memory_bytes((512 << 20) + 4096); }, Code::kOutOfRange,
+       "steps of 2 MiB"},
+      {[](auto* vm) { vm->set_generation(3); }, Code::kInvalidArgument, "there are 1 and 2"},
+      {[](auto* vm) { vm->set_name("a/b"); }, Code::kInvalidArgument, "no '/'"},
+      {[](auto* vm) { vm->set_scsi_controllers(5); }, Code::kOutOfRange, "5 SCSI controllers"},
+      {[](auto* vm) { vm->add_disks()->set_path("relative.vhdx"); }, Code::kInvalidArgument,
+       "not absolute"},
+      {[](auto* vm) { vm->add_disks()->set_path("/a.VHD"); }, Code::kInvalidArgument,
+       "vmctl disk convert"},
+      {[](auto* vm) { vm->add_disks()->set_path("/a"), vm->add_disks()->set_path("/b"); },
+       Code::kAlreadyExists, "has disk '/"},
+      {[](auto* vm) { vm->add_disks()->set_kind(config::DVD), vm->add_disks()->set_path("/b"); },
+       Code::kAlreadyExists, "SCSI controller 0 location 0"},
+      {[](auto* vm) {
+         vm->add_disks()->set_kind(config::DVD);
+         vm->mutable_disks(0)->set_path("disc.iso");
+       },
+       Code::kInvalidArgument, "not absolute"},
+      {[](auto* vm) { vm->add_disks()->set_path(""); }, Code::kInvalidArgument, "not absolute"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a");
+         vm->mutable_disks(0)->set_kind(static_cast<config::DiskKind>(7));
+       },
+       Code::kInvalidArgument, "unknown kind"},
+      {[](auto* vm) { vm->mutable_firmware()->clear_kernel(); }, Code::kInvalidArgument,
+       "--kernel"},
+      {[](auto* vm) { vm->mutable_serial()->set_com1("tty"); }, Code::kInvalidArgument, "COM1"},
+  };
+  for (const Case& test : cases) {
+    config::Vm vm = Good();
+    test.spoil(&vm);
+    const auto result = ValidateConfig(vm);
+    ASSERT_FALSE(result.ok()) << test.text;
+    EXPECT_EQ(result.error().code(), test.code) << test.text;
+    EXPECT_NE(result.error().ToString().find(test.text), std::string::npos)
+        << result.error().ToString();
+    EXPECT_EQ(result.error().ToString().find('\n'), std::string::npos);
+  }
+}
+
+TEST(Limits, DvdDrives) {
+  config::Vm vm = Good();
+  for (uint32_t lun = 10; lun < 13; ++lun) {
+    config::Disk* drive = vm.add_disks();
+    drive->set_kind(config::DVD);
+    drive->set_lun(lun);
+    if (lun != 10) drive->set_path("/disc.iso");  // two drives may have the same disc
+  }
+  EXPECT_TRUE(ValidateConfig(vm).ok()) << ValidateConfig(vm).error().ToString();
+  config::Disk* disk = vm.add_disks();
+  disk->set_path("/disc.iso");
+  disk->set_lun(13);
+  EXPECT_EQ(ValidateConfig(vm).error().code(), Code::kAlreadyExists) << "a disk may not";
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm

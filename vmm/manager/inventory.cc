@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/manager/inventory.h"
+
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "vmm/config/limits.h"
+#include "vmm/os/file.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr uint64_t kConnectRetryNs = 10'000'000;
+constexpr uint64_t kHelloTimeoutNs = 30'000'000'000;
+constexpr uint64_t kTurnOffTimeoutNs = 60'000'000'000;
+constexpr uint64_t kShutdownTimeoutNs = 60'000'000'000;
+constexpr uint64_t kDiskTimeoutNs = 60'000'000'000;
+constexpr uint32_t kProtocol = 1;
+
+Code ToCode(uint32_t code) {
+  return code >= 1 && code <= 15 ? static_cast<Code>(code) : Code::kUnknown;
+}
+
+}  // namespace
+
+struct Inventory::Record {
+  config::Vm config;
+  worker::Status status;
+  WorkerProcess process;
+  std::unique_ptr<WorkerLink> link;
+  Done start_done;
+  Loop::TimerId start_timer = 0;
+  Loop::TimerId connect_timer = 0;
+  std::vector<Done> off_waiters;
+
+  bool active() const { return process.pid > 0; }
+};
+
+Inventory::Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store)
+    : loop_(loop), options_(std::move(options)), store_(std::move(store)) {}
+
+Inventory::~Inventory() {
+  *alive_ = false;
+  for (auto& [id, record] : records_) {
+    loop_.CancelTimer(record->start_timer);
+    loop_.CancelTimer(record->connect_timer);
+    if (record->process.pidfd.valid()) loop_.Unwatch(record->process.pidfd.get());
+  }
+}
+
+Result<std::unique_ptr<Inventory>> Inventory::Open(Loop& loop, Options options) {
+  TRY_VOID(MakeFolders(options.state_dir, 0750));
+  TRY_VOID(MakeFolders(options.run_dir, 0750));
+  auto store = TRY(OpenFileConfigStore(options.state_dir + "/vms"));
+  const ConfigStore::Listing listing = TRY(store->List());
+  std::unique_ptr<Inventory> self(new Inventory(loop, std::move(options), std::move(store)));
+  self->Load(listing);
+  return self;
+}
+
+void Inventory::Load(const ConfigStore::Listing& listing) {
+  for (const Error& error : listing.damaged) spdlog::error("{}", error.ToString());
+  for (const config::Vm& vm : listing.vms) {
+    auto record = std::make_unique<Record>();
+    record->config = vm;
+    record->status.set_state(worker::OFF);
+    record->status.set_vm_id(vm.id());
+    Adopt(*record);
+    records_[vm.id()] = std::move(record);
+  }
+}
+
+void Inventory::Adopt(Record& record) {
+  const std::string& id = record.config.id();
+  if (Connect(record).ok()) {
+    record.status.set_state(worker::RUNNING);  // until its hello says more
+    return;
+  }
+  const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
+  worker::ExitRecord exit;
+  if (exit_bytes.ok() && exit.ParseFromString(*exit_bytes)) {
+    record.status.set_reason(exit.reason());
+    if (exit.has_crash()) *record.status.mutable_crash() = exit.crash();
+  } else if (::access((RunDirOf(id) + "/lock").c_str(), F_OK) == 0) {
+    record.status.set_reason("its worker ended without a word while vmmd was away (killed?)");
+  }
+}
+
+Inventory::Record* Inventory::Find(const std::string& id) const {
+  const auto at = records_.find(id);
+  return at == records_.end() ? nullptr : at->second.get();
+}
+
+Result<std::string> Inventory::Resolve(const std::string& id_or_name) const {
+  std::string upper = id_or_name;
+  std::transform(upper.begin(), upper.end(), upper.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  if (records_.count(upper) != 0) return upper;
+  std::string found;
+  for (const auto& [id, record] : records_) {
+    if (record->config.name() != id_or_name) continue;
+    if (!found.empty())
+      return MakeError(Code::kFailedPrecondition,
+                       "several virtual machines are named '{}': use the id", id_or_name);
+    found = id;
+  }
+  if (found.empty())
+    return MakeError(Code::kNotFound,
+                     "there is no virtual machine '{}'; 'vmctl vm list' shows those that are",
+                     id_or_name);
+  return found;
+}
+
+Result<std::string> Inventory::Create(config::Vm vm) {
+  ApplyDefaults(&vm);
+  TRY_VOID(ValidateConfig(vm));
+  for (const auto& [id, record] : records_) {
+    if (id == vm.id() || record->config.name() == vm.name())
+      return MakeError(
+          Code::kAlreadyExists,
+          "a virtual machine named '{}' exists already (id {}); choose another name or delete it",
+          record->config.name(), id);
+  }
+  TRY_VOID_CTX(store_->Save(vm), "storing '{}'", vm.name());
+  const std::string id = vm.id();
+  auto record = std::make_unique<Record>();
+  record->config = std::move(vm);
+  record->status.set_state(worker::OFF);
+  record->status.set_vm_id(id);
+  records_[id] = std::move(record);
+  Notify(id);
+  return id;
+}
+
+Result<void> Inventory::Delete(const std::string& id) {
+  const Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  if (record->active())
+    return MakeError(Code::kFailedPrecondition,
+                     "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
+                     record->config.name());
+  TRY_VOID(store_->Delete(id));
+  for (const char* file : {"lock", "exit", "worker.log"})
+    ::unlink((RunDirOf(id) + "/" + file).c_str());
+  ::rmdir(RunDirOf(id).c_str());
+  records_.erase(id);
+  Notify(id);
+  return {};
+}
+
+std::vector<VmView> Inventory::List() const {
+  std::vector<VmView> views;
+  for (const auto& [id, record] : records_) views.push_back({record->config, record->status});
+  return views;
+}
+
+Result<VmView> Inventory::Get(const std::string& id) const {
+  const Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  return VmView{record->config, record->status};
+}
+
+Result<void> Inventory::HostIsFit() const {
+  for (const HostRequirement& need : options_.check_host()) {
+    if (!need.ok)
+      return MakeError(need.code, "{}: found {}, needed {}; {}", need.name, need.found, need.needed,
+                       need.remedy);
+  }
+  return {};
+}
+
+void Inventory::Start(const std::string& id, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  const auto refuse = [&](Error error) {
+    done(std::move(error).WithContext(fmt::format("starting '{}'", record->config.name())));
+  };
+  if (record->active())
+    return refuse(MakeError(Code::kAlreadyExists,
+                            "it is running already (process {}); stop it first",
+                            record->process.pid));
+  if (auto fit = HostIsFit(); !fit.ok()) return refuse(std::move(fit.error()));
+  if (auto valid = ValidateConfig(record->config); !valid.ok())
+    return refuse(std::move(valid.error()));
+  if (auto spawned = Spawn(*record); !spawned.ok()) return refuse(std::move(spawned.error()));
+  record->status.Clear();
+  record->status.set_vm_id(id);
+  record->status.set_state(worker::STARTING);
+  record->start_done = std::move(done);
+  record->start_timer = loop_.AddTimer(options_.start_timeout_ns, [this, record] {
+    ::kill(record->process.pid, SIGKILL);
+    FinishStart(*record, Error(Code::kDeadlineExceeded,
+                               "it did not come up in time; its worker was killed"));
+  });
+  Notify(id);
+  TryConnect(*record);
+}
+
+Result<void> Inventory::Spawn(Record& record) {
+  const std::string run_dir = RunDirOf(record.config.id());
+  TRY_VOID(MakeFolders(run_dir, 0750));
+  ::unlink((run_dir + "/exit").c_str());
+  const std::string log = run_dir + "/worker.log";
+  ::unlink(log.c_str());
+  record.process = TRY(SpawnWorker({options_.worker_path, run_dir, log}, record.config));
+  WatchProcess(record);
+  return {};
+}
+
+void Inventory::WatchProcess(Record& record) {
+  (void)loop_.Watch(record.process.pidfd.get(), EPOLLIN,
+                    [this, raw = &record](uint32_t) { OnWorkerEnded(*raw); });
+}
+
+void Inventory::TryConnect(Record& record) {
+  record.connect_timer = 0;
+  if (!record.active() || Connect(record).ok()) return;
+  record.connect_timer =
+      loop_.AddTimer(kConnectRetryNs, [this, raw = &record] { TryConnect(*raw); });
+}
+
+Result<void> Inventory::Connect(Record& record) {
+  WorkerLink::Callbacks callbacks;
+  callbacks.status = [this, raw = &record](const worker::Status& status) {
+    OnStatus(*raw, status);
+  };
+  record.link = TRY(WorkerLink::Connect(loop_, RunDirOf(record.config.id()) + "/worker.sock",
+                                        std::move(callbacks)));
+  worker::Request hello;
+  hello.mutable_hello()->set_protocol(kProtocol);
+  record.link->Call(
+      std::move(hello), kHelloTimeoutNs, [this, raw = &record](const Result<worker::Reply>& reply) {
+        if (!reply.ok() || !reply->has_hello()) return;
+        if (!raw->active()) {
+          auto adopted = AdoptWorker(static_cast<pid_t>(reply->hello().status().pid()));
+          if (adopted.ok()) {
+            raw->process = std::move(adopted).value();
+            WatchProcess(*raw);
+            spdlog::info("found '{}' running (process {})", raw->config.name(), raw->process.pid);
+          }
+        }
+        OnStatus(*raw, reply->hello().status());
+      });
+  return {};
+}
+
+void Inventory::OnStatus(Record& record, const worker::Status& status) {
+  record.status = status;
+  Notify(record.config.id());
+  if (status.state() == worker::RUNNING) FinishStart(record, {});
+}
+
+void Inventory::FinishStart(Record& record, const Result<void>& result) {
+  loop_.CancelTimer(record.start_timer);
+  record.start_timer = 0;
+  if (!record.start_done) return;
+  const Done done = std::exchange(record.start_done, nullptr);
+  if (result.ok()) return done(result);
+  Error error = result.error();
+  done(std::move(error).WithContext(fmt::format("starting '{}'", record.config.name())));
+}
+
+void Inventory::OnWorkerEnded(Record& record) {
+  const std::string& id = record.config.id();
+  loop_.Unwatch(record.process.pidfd.get());
+  const std::string how = ReapWorker(record.process.pid);
+  loop_.CancelTimer(record.connect_timer);
+  record.connect_timer = 0;
+  record.process = {};
+  const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
+  worker::ExitRecord exit;
+  const bool has_record = exit_bytes.ok() && exit.ParseFromString(*exit_bytes);
+  worker::Status status;
+  status.set_vm_id(id);
+  status.set_state(worker::OFF);
+  if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
+  if (has_record) {
+    status.set_reason(exit.reason());
+    if (exit.has_crash()) *status.mutable_crash() = exit.crash();
+  } else {
+    status.set_reason(fmt::format("its worker {}",
+                                  how.empty() ? "ended without a word (killed?)" : "was " + how));
+  }
+  spdlog::info("'{}' is off: {}", record.config.name(), status.reason());
+  record.status = status;
+  // Its own last replies are in the socket's buffer: they are read before the link goes.
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    if (Record* ended = Find(id); ended != nullptr && !ended->active()) ended->link.reset();
+  });
+  for (const char* file : {"worker.sock", "console.sock"})
+    ::unlink((RunDirOf(id) + "/" + file).c_str());
+  FinishStart(record, Error(has_record && exit.code() != 0 ? ToCode(exit.code()) : Code::kInternal,
+                            status.reason()));
+  for (const Done& waiter : std::exchange(record.off_waiters, {})) waiter({});
+  Notify(id);
+}
+
+void Inventory::Call(const std::string& id, worker::Request request, uint64_t timeout_ns,
+                     ReplyDone done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (!record->active() || !record->link)
+    return done(MakeError(Code::kFailedPrecondition,
+                          "'{}' is not running; start it first ('vmctl vm start')",
+                          record->config.name()));
+  record->link->Call(
+      std::move(request), timeout_ns,
+      [name = record->config.name(), done = std::move(done)](const Result<worker::Reply>& reply) {
+        if (reply.ok()) return done(reply);
+        Error error = reply.error();
+        done(std::move(error).WithContext(fmt::format("'{}'", name)));
+      });
+}
+
+void Inventory::Shutdown(const std::string& id, bool restart, bool force, Done done) {
+  worker::Request request;
+  request.mutable_shutdown()->set_restart(restart);
+  request.mutable_shutdown()->set_force(force);
+  Call(id, std::move(request), kShutdownTimeoutNs,
+       [done = std::move(done)](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? Result<void>() : reply.error());
+       });
+}
+
+void Inventory::TurnOff(const std::string& id, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (!record->active()) return done({});  // it is off: that is what was asked for
+  record->off_waiters.push_back(std::move(done));
+  worker::Request request;
+  request.mutable_turn_off();
+  const pid_t pid = record->process.pid;
+  Call(id, std::move(request), kTurnOffTimeoutNs,
+       [this, alive = alive_, id, pid](const Result<worker::Reply>& reply) {
+         if (reply.ok() || !*alive || reply.error().code() == Code::kUnavailable) return;
+         // A worker that does not answer is pulled; its disks are as after a power cut.
+         if (const Record* stuck = Find(id); stuck != nullptr && stuck->process.pid == pid)
+           ::kill(pid, SIGKILL);
+       });
+}
+
+void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto valid = ValidateDisk(record->config, disk); !valid.ok()) return done(valid);
+  const auto store = [this, id, disk]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm changed = target->config;
+    *changed.add_disks() = disk;
+    TRY_VOID(store_->Save(changed));
+    target->config = std::move(changed);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  worker::Request request;
+  *request.mutable_attach_disk()->mutable_disk() = disk;
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [done = std::move(done), store](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? store() : Result<void>(reply.error()));
+       });
+}
+
+void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  const auto matches = [=](const config::Disk& disk) {
+    return disk.controller() == controller && disk.lun() == lun;
+  };
+  if (std::none_of(record->config.disks().begin(), record->config.disks().end(), matches))
+    return done(
+        MakeError(Code::kNotFound,
+                  "'{}' has no disk on controller {} at location {}; 'vmctl vm show' lists them",
+                  record->config.name(), controller, lun));
+  const auto store = [this, id, matches]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm changed = target->config;
+    auto& disks = *changed.mutable_disks();
+    disks.erase(std::remove_if(disks.begin(), disks.end(), matches), disks.end());
+    TRY_VOID(store_->Save(changed));
+    target->config = std::move(changed);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  worker::Request request;
+  request.mutable_detach_disk()->set_controller(controller);
+  request.mutable_detach_disk()->set_lun(lun);
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [done = std::move(done), store](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? store() : Result<void>(reply.error()));
+       });
+}
+
+void Inventory::InsertDvd(const std::string& id, uint32_t controller, uint32_t lun,
+                          const std::string& path, Done done) {
+  if (path.empty()) return done(Error(Code::kInvalidArgument, "the image to insert has no name"));
+  worker::Request request;
+  request.mutable_insert_dvd()->set_controller(controller);
+  request.mutable_insert_dvd()->set_lun(lun);
+  request.mutable_insert_dvd()->set_path(path);
+  config::Disk drive;
+  drive.set_controller(controller);
+  drive.set_lun(lun);
+  drive.set_path(path);
+  ChangeDisc(id, std::move(drive), std::move(request), std::move(done));
+}
+
+void Inventory::EjectDvd(const std::string& id, uint32_t controller, uint32_t lun, bool force,
+                         Done done) {
+  worker::Request request;
+  request.mutable_eject_dvd()->set_controller(controller);
+  request.mutable_eject_dvd()->set_lun(lun);
+  request.mutable_eject_dvd()->set_force(force);
+  config::Disk drive;
+  drive.set_controller(controller);
+  drive.set_lun(lun);
+  ChangeDisc(id, std::move(drive), std::move(request), std::move(done));
+}
+
+/// `drive` as it is to be afterwards.
+void Inventory::ChangeDisc(const std::string& id, config::Disk drive, worker::Request request,
+                           Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  drive.set_kind(config::DVD);
+  // The machine as it is to be, if it has the drive.
+  const auto changed = [drive](config::Vm vm) -> Result<config::Vm> {
+    for (config::Disk& disk : *vm.mutable_disks()) {
+      if (disk.kind() != config::DVD || disk.controller() != drive.controller() ||
+          disk.lun() != drive.lun())
+        continue;
+      disk.set_path(drive.path());
+      TRY_VOID(ValidateDisk(vm, disk));
+      return vm;
+    }
+    return MakeError(Code::kNotFound,
+                     "'{}' has no DVD drive on controller {} at location {}; 'vmctl vm show' lists "
+                     "them",
+                     vm.name(), drive.controller(), drive.lun());
+  };
+  if (auto valid = changed(record->config); !valid.ok()) return done(std::move(valid.error()));
+  const auto store = [this, id, changed]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm vm = TRY(changed(target->config));
+    TRY_VOID(store_->Save(vm));
+    target->config = std::move(vm);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [done = std::move(done), store](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? store() : Result<void>(reply.error()));
+       });
+}
+
+Inventory::Subscription Inventory::Subscribe(std::function<void(const std::string&)> changed) {
+  const uint64_t id = next_subscriber_++;
+  subscribers_[id] = std::move(changed);
+  return Subscription(new int, [this, id, alive = alive_](void* unused) {
+    delete static_cast<int*>(unused);
+    if (*alive) subscribers_.erase(id);
+  });
+}
+
+void Inventory::Notify(const std::string& id) {
+  std::vector<uint64_t> keys;
+  for (const auto& [key, subscriber] : subscribers_) keys.push_back(key);
+  for (const uint64_t key : keys) {
+    const auto at = subscribers_.find(key);
+    if (at == subscribers_.end()) continue;
+    const auto subscriber = at->second;  // it may unsubscribe itself
+    subscriber(id);
+  }
+}
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Inventory: the VMs of this host: their configurations, their workers, what may be done to them.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/vm.pb.h"
+#include "vmm/config/config_store.h"
+#include "vmm/event/loop.h"
+#include "vmm/hypervisor/host_requirement.h"
+#include "vmm/manager/worker_link.h"
+#include "vmm/manager/worker_process.h"
+#include "worker/worker.pb.h"
+
+namespace kvmbus::vmm {
+
+struct VmView {
+  config::Vm config;
+  worker::Status status;
+};
+
+/// Home: the manager's loop; every function and every callback.
+class Inventory {
+ public:
+  struct Options {
+    std::string state_dir;
+    std::string run_dir;
+    std::string worker_path;
+    std::function<std::vector<HostRequirement>()> check_host;
+    uint64_t start_timeout_ns = 120'000'000'000;
+  };
+  using Done = std::function<void(const Result<void>&)>;
+  using ReplyDone = std::function<void(const Result<worker::Reply>&)>;
+
+  /// Reads the store and finds the workers that run.
+  static Result<std::unique_ptr<Inventory>> Open(Loop& loop, Options options);
+  ~Inventory();
+
+  /// Fills in defaults, checks, stores. kAlreadyExists for a name or id that is taken.
+  Result<std::string> Create(config::Vm vm);
+  Result<void> Delete(const std::string& id);
+
+  std::vector<VmView> List() const;
+  /// By id or name: the id. kNotFound; kFailedPrecondition for a name that several have.
+  Result<std::string> Resolve(const std::string& id_or_name) const;
+  Result<VmView> Get(const std::string& id) const;
+
+  /// `done` when it runs, or with the reason why it does not.
+  void Start(const std::string& id, Done done);
+  /// `done` when the guest has accepted; it is Off later.
+  void Shutdown(const std::string& id, bool restart, bool force, Done done);
+  /// `done` when the worker is gone.
+  void TurnOff(const std::string& id, Done done);
+  /// A request that the worker answers: pause, resume, pulse, counters, describe.
+  void Call(const std::string& id, worker::Request request, uint64_t timeout_ns, ReplyDone done);
+  /// Changes the configuration, and the running machine too.
+  void AttachDisk(const std::string& id, const config::Disk& disk, Done done);
+  void DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done);
+
+  /// Puts a disc into a DVD drive, or takes it out; a running guest that holds it is asked first
+  /// unless it is forced.
+  void InsertDvd(const std::string& id, uint32_t controller, uint32_t lun, const std::string& path,
+                 Done done);
+  void EjectDvd(const std::string& id, uint32_t controller, uint32_t lun, bool force, Done done);
+
+  /// Calls `changed` with the VM's id after every change of its status, until the handle is
+  /// dropped.
+  using Subscription = std::shared_ptr<void>;
+  Subscription Subscribe(std::function<void(const std::string& id)> changed);
+
+  const std::vector<HostRequirement> CheckHost() const { return options_.check_host(); }
+
+ private:
+  struct Record;
+
+  Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store);
+  void Load(const ConfigStore::Listing& listing);
+  void Adopt(Record& record);
+  Record* Find(const std::string& id) const;
+  Result<void> HostIsFit() const;
+  Result<void> Spawn(Record& record);
+  void TryConnect(Record& record);
+  Result<void> Connect(Record& record);
+  void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
+  void OnStatus(Record& record, const worker::Status& status);
+  void OnWorkerEnded(Record& record);
+  void WatchProcess(Record& record);
+  void FinishStart(Record& record, const Result<void>& result);
+  void Notify(const std::string& id);
+  std::string RunDirOf(const std::string& id) const { return options_.run_dir + "/" + id; }
+
+  Loop& loop_;
+  const Options options_;
+  std::unique_ptr<ConfigStore> store_;
+  std::map<std::string, std::unique_ptr<Record>> records_;  // by id
+  std::map<uint64_t, std::function<void(const std::string&)>> subscribers_;
+  uint64_t next_subscriber_ = 1;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Starting a worker and watching it end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "config/vm.pb.h"
+#include "vmm/os/fd.h"
+
+namespace kvmbus::vmm {
+
+struct WorkerCommand {
+  std::string program;
+  std::string run_dir;   ///< exists
+  std::string log_path;  ///< appended to
+};
+
+struct WorkerProcess {
+  pid_t pid = -1;
+  Fd pidfd;  ///< readable when it has ended
+};
+
+/// Starts it in a session of its own, so that it outlives vmmd.
+Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm& vm);
+
+/// A worker that somebody else started.
+Result<WorkerProcess> AdoptWorker(pid_t pid);
+
+/// Reaps a child that has ended: "killed by signal 9 (Killed)", "exited with status 1"; "" for one
+/// that is no child of ours.
+std::string ReapWorker(pid_t pid);
+
+}  // namespace kvmbus::vmm

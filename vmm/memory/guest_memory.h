@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// GuestMemory: the RAM of one VM. Everything in it is the guest's and changes at any moment: read
+/// once into a local copy, then check, then use.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "vmm/os/fd.h"
+#include "vmm/result/result.h"
+
+namespace kvmbus::vmm {
+
+inline constexpr uint64_t kPageSize = 4096;
+inline constexpr unsigned kPageShift = 12;
+
+struct MemoryRange {
+  uint64_t gpa;   ///< page-aligned
+  uint64_t size;  ///< bytes, a page multiple
+};
+
+class GuestMemory;
+
+/// Guest pages mapped in a row in the order asked for, the same page more than once if so asked (a
+/// ring's data pages twice, so that no packet wraps). Unmapped when destroyed; must not outlive its
+/// GuestMemory.
+class PageMapping {
+ public:
+  PageMapping() = default;
+  PageMapping(PageMapping&& other) noexcept { *this = std::move(other); }
+  PageMapping& operator=(PageMapping&& other) noexcept;
+  ~PageMapping();
+
+  bool valid() const { return data_ != nullptr; }
+  size_t size() const { return size_; }
+  /// The first byte. Shared with the guest: see *_unsafe files for who may touch it.
+  uint8_t* data() const { return data_; }
+  /// Notes that the host wrote [offset, offset + size) of the mapping.
+  void MarkDirty(size_t offset, size_t size) const;
+
+ private:
+  friend class GuestMemory;
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+  GuestMemory* memory_ = nullptr;
+  std::vector<uint64_t> pfns_;
+};
+
+/// Any thread may call anything but Create and the dirty-tracking switches; the object lives as
+/// long as the VM.
+class GuestMemory {
+ public:
+  struct Options {
+    bool huge_pages =
+        false;  ///< MAP_HUGETLB-backed memfd of 2 MiB pages; fails if the host has too few
+  };
+  struct Region {
+    uint64_t gpa;
+    uint64_t size;
+    uint8_t* hva;
+    uint64_t file_offset;  ///< of the memfd
+  };
+
+  /// Ranges ascend and do not overlap. RAM is zero.
+  static Result<std::unique_ptr<GuestMemory>> Create(std::span<const MemoryRange> ranges,
+                                                     Options options);
+  static Result<std::unique_ptr<GuestMemory>> Create(std::span<const MemoryRange> ranges) {
+    return Create(ranges, Options());
+  }
+  ~GuestMemory();
+
+  std::span<const Region> regions() const { return regions_; }
+  uint64_t ram_bytes() const { return ram_bytes_; }
+  int fd() const { return memfd_.get(); }
+
+  /// True if the whole of [gpa, gpa + size) is RAM. Overflow-safe; an empty range at a RAM address
+  /// is RAM.
+  bool Contains(uint64_t gpa, uint64_t size) const { return Locate(gpa, size) != nullptr; }
+
+  /// Copy out of or into the guest; false (and nothing copied) unless the whole range is RAM in one
+  /// region.
+  [[nodiscard]] bool Read(uint64_t gpa, void* buffer, size_t size) const;
+  [[nodiscard]] bool Write(uint64_t gpa, const void* buffer, size_t size);
+  [[nodiscard]] bool Zero(uint64_t gpa, size_t size);
+
+  template <typename T>
+  [[nodiscard]] std::optional<T> ReadObject(uint64_t gpa) const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    T value;
+    if (!Read(gpa, &value, sizeof(T))) return std::nullopt;
+    return value;
+  }
+  template <typename T>
+  [[nodiscard]] bool WriteObject(uint64_t gpa, const T& value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return Write(gpa, &value, sizeof(T));
+  }
+
+  /// The host address of [gpa, gpa + size), or nullptr unless it is RAM in one region. For *_unsafe
+  /// files and for I/O into guest buffers; the caller marks what it (or the kernel on its behalf)
+  /// writes.
+  uint8_t* HostPointer(uint64_t gpa, uint64_t size) const;
+
+  /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
+  Result<PageMapping> MapPages(std::span<const uint64_t> pfns);
+
+  /// Notes that the host wrote there. Cheap when tracking is off.
+  void MarkDirty(uint64_t gpa, uint64_t size);
+  /// Host-side dirty tracking, one bit a page of the memfd.
+  void StartDirtyTracking();
+  void StopDirtyTracking();
+  /// Returns and clears the GPAs' page frame numbers that the host wrote since the last call.
+  std::vector<uint64_t> TakeDirtyPages();
+
+ private:
+  GuestMemory() = default;
+  const Region* Locate(uint64_t gpa, uint64_t size) const;
+
+  Fd memfd_;
+  uint8_t* base_ = nullptr;  // all of the memfd, mapped once
+  uint64_t ram_bytes_ = 0;
+  std::vector<Region> regions_;
+  std::unique_ptr<std::atomic<uint64_t>[]> dirty_;  // allocated by the first StartDirtyTracking
+  std::atomic<bool> tracking_{false};
+};
+
+}  // namespace kvmbus::vmm

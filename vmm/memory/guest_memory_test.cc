@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/memory/guest_memory.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+namespace kvmbus::vmm {
+namespace {
+
+class GuestMemoryTest : public testing::Test {
+ protected:
+  GuestMemoryTest() {
+    const MemoryRange ranges[] = {{0, 1 << 20}, {0x100000000, 1 << 20}};
+    auto memory = GuestMemory::Create(ranges);
+    EXPECT_TRUE(memory.ok());
+    memory_ = std::move(memory).value();
+  }
+  std::unique_ptr<GuestMemory> memory_;
+};
+
+TEST_F(GuestMemoryTest, AccessOutsideRamIsRefusedWithoutSideEffect) {
+  uint64_t value = 7;
+  EXPECT_FALSE(memory_->Read((1 << 20) - 4, &value, 8));
+  EXPECT_FALSE(memory_->Write(~uint64_t{0} - 3, &value, 8));
+  EXPECT_FALSE(memory_->Read(0x80000000, &value, 1));
+  EXPECT_EQ(value, 7u);
+  EXPECT_TRUE(memory_->Write(0x100000000, &value, 8));
+  EXPECT_EQ(memory_->ReadObject<uint64_t>(0x100000000), 7u);
+}
+
+TEST_F(GuestMemoryTest, PagesMappedTwiceAreTheSameBytes) {
+  const uint64_t pfns[] = {5, 9, 10, 9, 10};
+  auto mapping = memory_->MapPages(pfns);
+  ASSERT_TRUE(mapping.ok());
+  mapping->data()[4096 + 100] = 0x5a;
+  EXPECT_EQ(mapping->data()[3 * 4096 + 100], 0x5a);
+  EXPECT_EQ(memory_->ReadObject<uint8_t>(9 * 4096 + 100), 0x5a);
+}
+
+TEST_F(GuestMemoryTest, MappingAPageThatIsNotRamFails) {
+  const uint64_t pfns[] = {5, 0x80000};
+  EXPECT_FALSE(memory_->MapPages(pfns).ok());
+  const uint64_t huge[] = {~uint64_t{0}};
+  EXPECT_FALSE(memory_->MapPages(huge).ok());
+}
+
+TEST_F(GuestMemoryTest, TheHostsWritesAreTracked) {
+  const uint64_t pfns[] = {5, 9};
+  auto mapping = memory_->MapPages(pfns);
+  memory_->StartDirtyTracking();
+  EXPECT_TRUE(memory_->Zero(0x100000ff0, 32));
+  mapping->MarkDirty(4090, 10);
+  EXPECT_EQ(memory_->TakeDirtyPages(), (std::vector<uint64_t>{5, 9, 0x100000, 0x100001}));
+  EXPECT_TRUE(memory_->TakeDirtyPages().empty());
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm

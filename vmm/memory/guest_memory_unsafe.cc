@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "vmm/memory/guest_memory.h"
+
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
+
+namespace kvmbus::vmm {
+
+PageMapping& PageMapping::operator=(PageMapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(memory_, other.memory_);
+  std::swap(pfns_, other.pfns_);
+  return *this;
+}
+
+PageMapping::~PageMapping() {
+  if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+void PageMapping::MarkDirty(size_t offset, size_t size) const {
+  KVMBUS_ASSERT(offset <= size_ && size <= size_ - offset);
+  while (size != 0) {
+    const size_t in_page = offset % kPageSize;
+    const size_t piece = std::min(size, kPageSize - in_page);
+    memory_->MarkDirty((pfns_[offset / kPageSize] << kPageShift) + in_page, piece);
+    offset += piece;
+    size -= piece;
+  }
+}
+
+Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryRange> ranges,
+                                                         Options options) {
+  std::unique_ptr<GuestMemory> self(new GuestMemory());
+  uint64_t end = 0;
+  for (const MemoryRange& range : ranges) {
+    if (range.gpa < end || range.gpa % kPageSize != 0 || range.size % kPageSize != 0 ||
+        range.size == 0 || range.gpa + range.size < range.gpa)
+      return Error(Code::kInvalidArgument, "memory ranges overlap or are not page-aligned");
+    end = range.gpa + range.size;
+    self->regions_.push_back({range.gpa, range.size, nullptr, self->ram_bytes_});
+    self->ram_bytes_ += range.size;
+  }
+  const unsigned huge = options.huge_pages ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
+  self->memfd_ = Fd(::memfd_create("guest-ram", MFD_CLOEXEC | huge));
+  if (!self->memfd_.valid()) return Error::FromErrno(errno, "memfd_create for guest memory");
+  if (::ftruncate(self->memfd_.get(), static_cast<off_t>(self->ram_bytes_)) < 0)
+    return Error::FromErrno(
+        errno, fmt::format("reserving {} MiB of guest memory", self->ram_bytes_ >> 20));
+  // Reserve 2 MiB more than asked, so that the RAM can start at a huge-page boundary.
+  constexpr uint64_t kAlign = 2u << 20;
+  void* reserved = ::mmap(nullptr, self->ram_bytes_ + kAlign, PROT_NONE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED)
+    return Error::FromErrno(errno, "reserving addresses for guest memory");
+  const auto start = reinterpret_cast<uintptr_t>(reserved);
+  const uintptr_t aligned = (start + kAlign - 1) & ~(kAlign - 1);
+  if (aligned != start) ::munmap(reserved, aligned - start);
+  const uintptr_t tail = start + kAlign - aligned;
+  if (tail != 0) ::munmap(reinterpret_cast<void*>(aligned + self->ram_bytes_), tail);
+  void* base = ::mmap(reinterpret_cast<void*>(aligned), self->ram_bytes_, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_FIXED | MAP_NORESERVE, self->memfd_.get(), 0);
+  if (base == MAP_FAILED) {
+    const int saved = errno;
+    ::munmap(reinterpret_cast<void*>(aligned), self->ram_bytes_);
+    return Error::FromErrno(
+        saved, options.huge_pages ? "mapping guest memory from huge pages (see vm.nr_hugepages)"
+                                  : "mapping guest memory");
+  }
+  self->base_ = static_cast<uint8_t*>(base);
+  if (!options.huge_pages)
+    ::madvise(base, self->ram_bytes_, MADV_HUGEPAGE);  // a hint; refusal costs nothing
+  ::madvise(base, self->ram_bytes_, MADV_DONTDUMP);
+  for (Region& region : self->regions_) region.hva = self->base_ + region.file_offset;
+  return self;
+}
+
+GuestMemory::~GuestMemory() {
+  if (base_ != nullptr) ::munmap(base_, ram_bytes_);
+}
+
+const GuestMemory::Region* GuestMemory::Locate(uint64_t gpa, uint64_t size) const {
+  for (const Region& region : regions_) {
+    if (gpa >= region.gpa && gpa - region.gpa < region.size &&
+        size <= region.size - (gpa - region.gpa))
+      return &region;
+  }
+  return nullptr;
+}
+
+uint8_t* GuestMemory::HostPointer(uint64_t gpa, uint64_t size) const {
+  const Region* region = Locate(gpa, size);
+  return region == nullptr ? nullptr : region->hva + (gpa - region->gpa);
+}
+
+bool GuestMemory::Read(uint64_t gpa, void* buffer, size_t size) const {
+  const uint8_t* source = HostPointer(gpa, size);
+  if (source == nullptr) return false;
+  // SAFETY: Locate bounds the range; the guest may change bytes meanwhile, the copy is what counts.
+  std::memcpy(buffer, source, size);
+  return true;
+}
+
+bool GuestMemory::Write(uint64_t gpa, const void* buffer, size_t size) {
+  uint8_t* target = HostPointer(gpa, size);
+  if (target == nullptr) return false;
+  // SAFETY: Locate bounds the range.
+  std::memcpy(target, buffer, size);
+  MarkDirty(gpa, size);
+  return true;
+}
+
+bool GuestMemory::Zero(uint64_t gpa, size_t size) {
+  uint8_t* target = HostPointer(gpa, size);
+  if (target == nullptr) return false;
+  // SAFETY: Locate bounds the range.
+  std::memset(target, 0, size);
+  MarkDirty(gpa, size);
+  return true;
+}
+
+Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {
+  if (pfns.empty()) return Error(Code::kInvalidArgument, "no pages to map");
+  for (const uint64_t pfn : pfns) {
+    if (pfn >= (uint64_t{1} << 52) || !Contains(pfn << kPageShift, kPageSize))
+      return MakeError(Code::kInvalidArgument, "page frame {:#x} is not guest RAM", pfn);
+  }
+  PageMapping mapping;
+  mapping.size_ = pfns.size() * kPageSize;
+  void* base =
+      ::mmap(nullptr, mapping.size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return Error::FromErrno(errno, "reserving addresses for guest pages");
+  mapping.data_ = static_cast<uint8_t*>(base);
+  mapping.memory_ = this;
+  mapping.pfns_.assign(pfns.begin(), pfns.end());
+  for (size_t first = 0; first < pfns.size();) {
+    const Region* region = Locate(pfns[first] << kPageShift, kPageSize);
+    size_t count = 1;
+    while (first + count < pfns.size() && pfns[first + count] == pfns[first] + count &&
+           Locate(pfns[first + count] << kPageShift, kPageSize) == region)
+      ++count;
+    const uint64_t offset = region->file_offset + ((pfns[first] << kPageShift) - region->gpa);
+    // SAFETY: the target lies in the reservation above, which this mapping owns.
+    void* piece =
+        ::mmap(mapping.data_ + first * kPageSize, count * kPageSize, PROT_READ | PROT_WRITE,
+               MAP_SHARED | MAP_FIXED, memfd_.get(), static_cast<off_t>(offset));
+    if (piece == MAP_FAILED) return Error::FromErrno(errno, "mapping guest pages");
+    first += count;
+  }
+  return mapping;
+}
+
+void GuestMemory::MarkDirty(uint64_t gpa, uint64_t size) {
+  if (!tracking_.load(std::memory_order_relaxed) || size == 0) return;
+  const Region* region = Locate(gpa, size);
+  if (region == nullptr) return;
+  const uint64_t offset = region->file_offset + (gpa - region->gpa);
+  for (uint64_t page = offset >> kPageShift; page <= (offset + size - 1) >> kPageShift; ++page)
+    dirty_[page / 64].fetch_or(uint64_t{1} << (page % 64), std::memory_order_release);
+}
+
+void GuestMemory::StartDirtyTracking() {
+  const size_t words = (ram_bytes_ / kPageSize + 63) / 64;
+  if (!dirty_) dirty_ = std::make_unique<std::atomic<uint64_t>[]>(words);
+  for (size_t i = 0; i < words; ++i) dirty_[i].store(0, std::memory_order_relaxed);
+  tracking_.store(true, std::memory_order_release);
+}
+
+void GuestMemory::StopDirtyTracking() { tracking_.store(false, std::memory_order_release); }
+
+std::vector<uint64_t> GuestMemory::TakeDirtyPages() {
+  std::vector<uint64_t> pages;
+  if (!dirty_) return pages;
+  for (const Region& region : regions_) {
+    for (uint64_t at = 0; at < region.size; at += kPageSize) {
+      const uint64_t page = (region.file_offset + at) >> kPageShift;
+      const uint64_t bit = uint64_t{1} << (page % 64);
+      if (dirty_[page / 64].load(std::memory_order_relaxed) & bit) {
+        dirty_[page / 64].fetch_and(~bit, std::memory_order_acquire);
+        pages.push_back((region.gpa + at) >> kPageShift);
+      }
+    }
+  }
+  return pages;
+}
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/os/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+
+namespace kvmbus::vmm {
+namespace {
+
+std::string FolderOf(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+}  // namespace
+
+Result<Fd> OpenFile(const std::string& path, int flags, mode_t mode) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
+  if (fd < 0) return Error::FromErrno(errno, fmt::format("'{}'", path));
+  return Fd(fd);
+}
+
+Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes) {
+  const Fd fd = TRY(OpenFile(path, O_RDONLY));
+  std::string content;
+  char buffer[16384];
+  for (;;) {
+    const ssize_t n = ::read(fd.get(), buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Error::FromErrno(errno, fmt::format("reading '{}'", path));
+    if (n == 0) return content;
+    content.append(buffer, static_cast<size_t>(n));
+    if (content.size() > limit_bytes)
+      return MakeError(Code::kOutOfRange, "'{}' is larger than {} bytes", path, limit_bytes);
+  }
+}
+
+Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode) {
+  const std::string temporary = fmt::format("{}.new.{}", path, ::getpid());
+  {
+    const Fd fd = TRY(OpenFile(temporary, O_WRONLY | O_CREAT | O_TRUNC, mode));
+    const auto* bytes = reinterpret_cast<const uint8_t*>(content.data());
+    auto written = PWriteAll(fd.get(), {bytes, content.size()}, 0);
+    if (written.ok()) written = SyncFile(fd.get());
+    if (!written.ok()) {
+      ::unlink(temporary.c_str());
+      return std::move(written.error()).WithContext(fmt::format("writing '{}'", temporary));
+    }
+  }
+  if (::rename(temporary.c_str(), path.c_str()) < 0) {
+    const int saved = errno;
+    ::unlink(temporary.c_str());
+    return Error::FromErrno(saved, fmt::format("renaming '{}' to '{}'", temporary, path));
+  }
+  return SyncFolder(FolderOf(path));
+}
+
+Result<uint64_t> FileSize(int fd) {
+  const off_t end = ::lseek(fd, 0, SEEK_END);  // serves block devices too
+  if (end < 0) return Error::FromErrno(errno, "finding a file's size");
+  return static_cast<uint64_t>(end);
+}
+
+Result<void> SyncFile(int fd) {
+  if (::fdatasync(fd) < 0) return Error::FromErrno(errno, "fdatasync");
+  return {};
+}
+
+Result<void> SyncFolder(const std::string& path) {
+  const Fd fd = TRY(OpenFile(path, O_RDONLY | O_DIRECTORY));
+  if (::fsync(fd.get()) < 0) return Error::FromErrno(errno, fmt::format("syncing '{}'", path));
+  return {};
+}
+
+Result<void> MakeFolders(const std::string& path, mode_t mode) {
+  std::string prefix;
+  for (size_t at = 0; at != std::string::npos;) {
+    at = path.find('/', at + 1);
+    prefix = path.substr(0, at);
+    if (prefix.empty()) continue;
+    if (::mkdir(prefix.c_str(), mode) < 0 && errno != EEXIST)
+      return Error::FromErrno(errno, fmt::format("making folder '{}'", prefix));
+  }
+  return {};
+}
+
+Result<void> LockFile(int fd, LockKind kind) {
+  struct flock lock = {};
+  lock.l_type = kind == LockKind::kShared ? F_RDLCK : F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd, F_OFD_SETLK, &lock) == 0) return {};
+  if (errno == EAGAIN || errno == EACCES)
+    return Error(Code::kUnavailable, "it is in use by another process");
+  return Error::FromErrno(errno, "locking the file");
+}
+
+}  // namespace kvmbus::vmm

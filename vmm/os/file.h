@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Files: opening, whole reads, atomic replacement, and locks of open files.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <string_view>
+
+#include "vmm/os/fd.h"
+
+namespace kvmbus::vmm {
+
+/// open(2) with O_CLOEXEC. The error names the path.
+Result<Fd> OpenFile(const std::string& path, int flags, mode_t mode = 0644);
+
+/// Reads a whole file; refuses one over `limit_bytes` (kOutOfRange).
+Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes = 16u << 20);
+
+/// New file, fsync, rename over the old, fsync of the folder: a reader sees the old or the new.
+Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode = 0644);
+
+Result<uint64_t> FileSize(int fd);
+Result<void> SyncFile(int fd);  ///< fdatasync
+Result<void> SyncFolder(const std::string& path);
+Result<void> MakeFolders(const std::string& path, mode_t mode = 0755);  ///< mkdir -p
+
+enum class LockKind { kShared, kExclusive };
+/// An OFD lock on the whole file, without waiting: kUnavailable if another holder has it. Held
+/// until the last descriptor of this open file is closed, so that it survives being passed to
+/// another process.
+Result<void> LockFile(int fd, LockKind kind);
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Threads have names ("vcpu/3") and an owner that joins them.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace kvmbus::vmm {
+
+/// Names the calling thread; the kernel keeps the first 15 characters.
+void NameThisThread(const std::string& name);
+
+/// The stack of each thread started from now on, in place of the 8 MiB that the shell allows.
+void SetThreadStackBytes(size_t bytes);
+
+}  // namespace kvmbus::vmm
