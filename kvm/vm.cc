@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvm/vm.h"
 
-#include <cpuid.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -33,16 +32,6 @@ Result<T> FromBytes(const std::string& bytes, const char* what) {
   T value;
   std::memcpy(&value, bytes.data(), sizeof(T));
   return value;
-}
-
-/// QEMU's software CPU (the tests' host): "TCGTCGTCGTCG" at the hypervisor's leaf.
-bool HostIsEmulated() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  __cpuid(1, eax, ebx, ecx, edx);
-  if (!(ecx & 1u << 31)) return false;
-  __cpuid(0x40000000, eax, ebx, ecx, edx);
-  constexpr unsigned kTcgT = 0x54474354;  // "TCGT", then "CGTC" and "GTCG"
-  return ebx == kTcgT;
 }
 
 void InstallKickHandler() {
@@ -142,7 +131,6 @@ Result<void> KvmVm::AddVcpus(uint32_t count) {
   inputs.supported = TRY(system_.SupportedCpuid());
   inputs.hv_supported = TRY(system_.SupportedHvCpuid());
   inputs.vcpu_count = count;
-  inputs.remote_flush = !HostIsEmulated();
   inputs.tsc_deadline_timer = vm_.CheckExtension(KVM_CAP_TSC_DEADLINE_TIMER) != 0;
   TRY_VOID(CheckHypervSupport(inputs.hv_supported));
   const size_t mmap_size = TRY(system_.VcpuMmapSize());

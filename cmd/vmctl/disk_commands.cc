@@ -211,6 +211,19 @@ void AddImageCommands(CLI::App* disk, Context& context) {
                             : kExitUsage;
   });
 
+  struct Compaction {
+    std::string path;
+    bool quick = false;
+  };
+  auto compact = std::make_shared<Compaction>();
+  verb = disk->add_subcommand("compact", "Make a VHDX file as small as its content allows");
+  verb->add_option("FILE", compact->path)->required();
+  verb->add_flag("--quick", compact->quick, "Do not search for blocks that hold zeroes alone");
+  verb->callback([&context, compact] {
+    context.exit_status =
+        Report(virtdev::CompactDisk(compact->path, compact->quick, ShowProgress()));
+  });
+
   auto path = std::make_shared<std::string>();
   verb = disk->add_subcommand(
       "merge",

@@ -122,10 +122,10 @@ void AppendHyperv(std::vector<kvm_cpuid_entry2>& leaves, const CpuidInputs& inpu
   // message.
   const uint32_t available =
       (features == nullptr ? 0 : features->edx & kWantedFeatures) | kGuestCrashRegsAvailable;
-  const uint32_t wanted_hints = (inputs.remote_flush ? kUseHypercallForRemoteFlush : 0) |
-                                kUseHypercallForIpi | kUseExProcessorMasks;
+  constexpr uint32_t kWantedHints =
+      kUseHypercallForRemoteFlush | kUseHypercallForIpi | kUseExProcessorMasks;
   const uint32_t recommended =
-      (hints == nullptr ? 0 : hints->eax & wanted_hints) | kRelaxedTiming | kDeprecateAutoEoi;
+      (hints == nullptr ? 0 : hints->eax & kWantedHints) | kRelaxedTiming | kDeprecateAutoEoi;
   constexpr uint32_t kSpinRetries = 0xfff;
   leaves.push_back(
       Leaf(0x40000000, 0x40000006, 0x7263694d, 0x666f736f, 0x76482074));  // "Microsoft Hv"

@@ -19,9 +19,6 @@ struct CpuidInputs {
   std::vector<kvm_cpuid_entry2> supported;     ///< KVM_GET_SUPPORTED_CPUID
   std::vector<kvm_cpuid_entry2> hv_supported;  ///< KVM_GET_SUPPORTED_HV_CPUID
   uint32_t vcpu_count = 1;
-  /// Remote TLB flushes by hypercall. On QEMU's software CPU guests that use them lose flushes and
-  /// crash.
-  bool remote_flush = true;
   bool tsc_deadline_timer = false;  ///< KVM_CAP_TSC_DEADLINE_TIMER
 };
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 from service import Service
-from suite import GROUPS, Runner, full_name
+from suite import Runner, choose, full_name
 import test_boot  # noqa: F401: registers its groups, as those below
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
@@ -77,23 +77,28 @@ class Context:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bin", required=True, help="folder of vmmd, vmm and vmctl")
-    parser.add_argument("--image", required=True, help="folder made by image/build")
+    parser.add_argument("--bin", default="", help="folder of vmmd, vmm and vmctl")
+    parser.add_argument("--image", default="", help="folder made by image/build")
     parser.add_argument("--keep", metavar="DIR", help="where logs and consoles are copied to")
     parser.add_argument("--only", default="", metavar="REGEX", help="run the tests that match")
+    parser.add_argument("--group", metavar="NAME", help="run the tests of that group alone")
+    parser.add_argument("--fail-fast", action="store_true", help="end a group at its first failure")
     parser.add_argument("--io-mib", type=int, default=256, help="size of the storage test (default 256)")
     parser.add_argument("--list", action="store_true", help="print the tests' names")
     options = parser.parse_args()
+    chosen = choose(options.only, options.group)
     if options.list:
-        for cls in GROUPS:
-            print("\n".join(full_name(cls, test) for test in cls.tests()))
+        for cls, tests in chosen:
+            print("\n".join(full_name(cls, test) for test in tests))
         return 0
+    if not options.bin or not options.image:
+        parser.error("--bin and --image are needed")
     scratch = tempfile.mkdtemp(prefix="guest-tests.", dir="/scratch" if os.environ.get("TESTHOST") else None)
     context = Context(options, scratch)
     status = 1
     try:
         context.service.start()
-        status = Runner(context, options.only, 8 if os.environ.get("TESTHOST") else 1).run()
+        status = Runner(context, options.fail_fast).run(chosen)
         context.service.stop()
     finally:
         if options.keep:

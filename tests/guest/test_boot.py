@@ -5,7 +5,7 @@ import subprocess
 import time
 
 from outside import read_from_image
-from service import Vm
+from service import LIMIT, Vm
 from suite import Group, expect, expect_equal, group
 
 
@@ -22,7 +22,7 @@ class OneProcessor(Group):
         self.vm.remove()
 
     def test_boots_with_its_root_on_storvsc(self):
-        self.vm.console.wait_agent(150, root="disk")
+        self.vm.console.wait_agent(LIMIT, root="disk")
         expect_equal(self.vm.run("nproc"), "1", "processors")
         expect_equal(self.vm.run("grep ' / ' /proc/mounts | cut -d' ' -f1,3"), "/dev/sda1 ext4", "root")
         drivers = self.vm.run("for d in /sys/bus/vmbus/devices/*/driver; do basename $(readlink $d); done").split()
@@ -36,7 +36,7 @@ class OneProcessor(Group):
         start = self.vm.console.position
         worker = self.vm.show()["worker_pid"]
         self.vm.console.send("reboot")
-        uptime = self.vm.console.wait_agent(150, "disk", start)
+        uptime = self.vm.console.wait_agent(LIMIT, "disk", start)
         expect(uptime < 300, f"the guest's uptime is {uptime} s: it did not reboot")
         shown = self.vm.show()
         found = (shown["state"], shown["reboots"], shown["worker_pid"])
@@ -45,7 +45,7 @@ class OneProcessor(Group):
     def test_restart_through_the_service(self):
         start = self.vm.console.position
         self.service.vmctl("vm", "stop", "--restart", self.vm.name, "--timeout", "240")
-        self.vm.console.wait_agent(150, "disk", start)
+        self.vm.console.wait_agent(LIMIT, "disk", start)
         expect_equal(self.vm.show()["reboots"], 2, "reboots")
 
     def test_shutdown_through_the_service_keeps_the_data(self):

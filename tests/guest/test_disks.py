@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of disks and DVD drives, judged by a guest's own drivers."""
 
+import os
 import subprocess
 
 from service import Vm
@@ -68,6 +69,27 @@ class Disks(Group):
         self.service.vmctl("dvd", "eject", "disks")
         expect(self.vm.run("mount -t iso9660 -o ro /dev/sr0 /mnt 2>&1 || echo refused").endswith("refused"),
                "an empty drive was mounted")
+
+    def test_discard_lets_the_file_shrink(self):
+        disk, device = self.disks["dynamic"], "/dev/" + self.block_device(0)
+        self.vm.run(f"mke2fs {device} >/dev/null && mount -t ext4 {device} /mnt && "
+                    "dd if=/dev/urandom of=/mnt/large bs=1M count=40 2>/dev/null && sync && "
+                    "dd if=/dev/urandom of=/mnt/small bs=1M count=4 2>/dev/null && sync")
+        wanted = self.vm.run("md5sum </mnt/small")
+        full = os.path.getsize(disk)
+        self.vm.run("rm /mnt/large && fstrim /mnt && umount /mnt")
+        self.service.vmctl("vm", "turn-off", "disks")
+        self.vm.wait("off", 60)
+        trimmed = os.path.getsize(disk)
+        self.service.vmctl("disk", "compact", disk)
+        compact = os.path.getsize(disk)
+        expect(compact < trimmed and compact <= full - 30 * MIB,
+               f"{full >> 20} MiB, trimmed {trimmed >> 20} MiB, compact {compact >> 20} MiB")
+        self.service.vmctl("disk", "check", disk)
+        self.vm.boot("initramfs")
+        device = "/dev/" + self.block_device(0)
+        found = self.vm.run(f"mount -t ext4 {device} /mnt && md5sum </mnt/small && umount /mnt")
+        expect_equal(found, wanted, "the file that stayed")
 
     def test_images_are_sound_from_outside(self):
         self.service.vmctl("vm", "turn-off", "disks")

@@ -3,7 +3,7 @@
 
 import time
 
-from service import Vm
+from service import LIMIT, Vm
 from suite import Group, eventually, expect, expect_equal, group
 
 MIB = 1 << 20
@@ -55,7 +55,7 @@ class Reload(Group):
                     f"head -c {size} /dev/sdb >/tmp/vmlinuz; tail -c +{size + 1} /dev/sdb >/tmp/initrd")
         start = self.vm.console.position
         self.vm.console.send("kexec_into /tmp/vmlinuz /tmp/initrd 'console=ttyS0 quiet panic=-1 kexec=done'")
-        self.vm.console.wait_agent(150, "initramfs", start)
+        self.vm.console.wait_agent(LIMIT, "initramfs", start)
         expect("kexec=done" in self.vm.run("cat /proc/cmdline"), "the old kernel runs")
         expect_equal(self.vm.show()["reboots"], 0, "reboots by the machine")
         self.vm.run("n=0; until [ -b /dev/sda ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; usleep 100000; done")

@@ -4,7 +4,7 @@
 import re
 import time
 
-from service import Vm
+from service import LIMIT, Vm
 from suite import Group, eventually, expect, expect_equal, group
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ class FourProcessors(Group):
         return self.vm.run(f"ls /sys/class/scsi_device/*:{lun}/device/block 2>/dev/null", check=False)
 
     def test_boots_with_4_vcpus(self):
-        self.vm.console.wait_agent(100, root="disk")
+        self.vm.console.wait_agent(LIMIT, root="disk")
         expect_equal(self.vm.run("nproc"), "4", "processors")
 
     def test_every_hyperv_module_loads_without_a_complaint(self):
@@ -47,8 +47,9 @@ class FourProcessors(Group):
         expect_equal(self.faults(), [], "complaints in the kernel's log")
 
     def test_the_guest_knows_its_hypervisor(self):
-        log = self.vm.run("dmesg | grep -E 'Hypervisor detected|Vmbus version'")
+        log = self.vm.run("dmesg | grep -E 'Hypervisor detected|Vmbus version|remote TLB flush'")
         expect("Hypervisor detected: Microsoft Hyper-V" in log, "Hyper-V is not detected")
+        expect("Using hypercall for remote TLB flush" in log, "remote TLB flushes are not the hypervisor's")
         version = re.search(r"Vmbus version:(\S+)", log)
         expect(version, "no VMBus version in the log")
         expect_equal(self.vm.show()["vmbus_version"], version.group(1), "the VMBus version in vm show")

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 
-from service import Service, Vm
+from service import LIMIT, Service, Vm
 from suite import Group, eventually, expect, expect_equal, group
 
 INVALID, NOT_FOUND, EXISTS, PRECONDITION, LIMIT, UNSUPPORTED, IN_USE, DAMAGED = 13, 15, 16, 19, 21, 22, 24, 25
@@ -129,7 +129,7 @@ class Supervision(Group):
         for vm in self.vms:
             vm.start()
         for vm in self.vms:
-            vm.console.wait_agent(150, "disk")
+            vm.console.wait_agent(LIMIT, "disk")
 
     def tear_down(self):
         for vm in self.vms:

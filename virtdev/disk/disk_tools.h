@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// What vmctl does to image files: create, describe, check, convert, reparent. They work without
+/// What vmctl does to image files: create, describe, check, convert, resize, compact, merge, reparent. They work without
 /// vmmd.
 #pragma once
 
@@ -84,6 +84,10 @@ vmm::Result<void> ReparentDisk(const std::string& path, const std::string& paren
 using Progress = std::function<bool(uint64_t done, uint64_t total)>;
 /// Grows the disk in a VHDX (not a fixed one) or raw image. Its children, if it has any, are lost.
 vmm::Result<void> ResizeDisk(const std::string& path, uint64_t size_bytes);
+
+/// Makes a VHDX file as small as its content allows: see vhdx::CompactVhdx. `quick` leaves out the
+/// search for blocks of zeroes. Harmless if it is killed or cancelled.
+vmm::Result<void> CompactDisk(const std::string& path, bool quick, const Progress& progress);
 
 /// Merges a differencing VHDX into its parent and deletes it. Harmless if it is killed or
 /// cancelled: the chain holds what it held, and the merge can be run again. Other children of that
