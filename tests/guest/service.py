@@ -100,7 +100,7 @@ class Vm:
                  com1="console", quiet=True):
         self.service, self.name, self.console = service, name, None
         words = ["console=ttyS0", "panic=-1"] + (["quiet"] if quiet else [])
-        words += (["kvmbus.root=/dev/sda1"] if root else []) + ([append] if append else [])
+        words += (["kvmbus.root=0"] if root else []) + ([append] if append else [])
         arguments = ["--vcpus", str(vcpus), "--memory", memory, "--kernel", f"{image}/vmlinuz", "--initrd",
                      f"{image}/initrd", "--append", " ".join(words), "--com1", com1]
         for disk in disks:

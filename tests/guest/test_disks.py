@@ -5,7 +5,7 @@ import os
 import subprocess
 
 from service import Vm
-from suite import Group, eventually, expect, expect_equal, group
+from suite import Group, expect, expect_equal, group
 
 MIB = 1 << 20
 KINDS = ("dynamic", "fixed", "child")
@@ -34,13 +34,9 @@ class Disks(Group):
     def checksum(path):
         return subprocess.run(["sha256sum", path], check=True, capture_output=True, text=True).stdout.split()[0]
 
-    def block_device(self, index):
-        return eventually(lambda: self.vm.run(f"ls /sys/class/scsi_device/*:{index}/device/block 2>/dev/null",
-                                              check=False), f"the guest sees disk {index}", 60)
-
     def test_every_type_keeps_a_file_system(self):
         for index, name in enumerate(KINDS):
-            device = "/dev/" + self.block_device(index)
+            device = self.vm.run(f"lun {index}")
             self.vm.run(f"mke2fs {device} >/dev/null && mount -t ext4 {device} /mnt && "
                         f"dd if=/dev/urandom of=/mnt/file bs=1M count=8 2>/dev/null && "
                         f"md5sum </mnt/file >/tmp/sum && umount /mnt && echo 3 >/proc/sys/vm/drop_caches && "
@@ -71,7 +67,7 @@ class Disks(Group):
                "an empty drive was mounted")
 
     def test_discard_lets_the_file_shrink(self):
-        disk, device = self.disks["dynamic"], "/dev/" + self.block_device(0)
+        disk, device = self.disks["dynamic"], self.vm.run("lun 0")
         self.vm.run(f"mke2fs {device} >/dev/null && mount -t ext4 {device} /mnt && "
                     "dd if=/dev/urandom of=/mnt/large bs=1M count=40 2>/dev/null && sync && "
                     "dd if=/dev/urandom of=/mnt/small bs=1M count=4 2>/dev/null && sync")
@@ -87,7 +83,7 @@ class Disks(Group):
                f"{full >> 20} MiB, trimmed {trimmed >> 20} MiB, compact {compact >> 20} MiB")
         self.service.vmctl("disk", "check", disk)
         self.vm.boot("initramfs")
-        device = "/dev/" + self.block_device(0)
+        device = self.vm.run("lun 0")
         found = self.vm.run(f"mount -t ext4 {device} /mnt && md5sum </mnt/small && umount /mnt")
         expect_equal(found, wanted, "the file that stayed")
 

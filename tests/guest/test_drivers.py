@@ -27,19 +27,19 @@ class Reload(Group):
 
     def load(self):
         self.vm.run("modprobe hv_vmbus && modprobe hv_storvsc && modprobe sd_mod && modprobe hv_utils")
-        self.vm.run("n=0; until [ -b /dev/sda ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; usleep 100000; done")
+        self.vm.run("lun 0")
 
     def test_boots_with_2_vcpus(self):
         expect_equal(self.vm.run("nproc"), "2", "processors")
         self.load()
 
     def test_storvsc_goes_and_comes_back(self):
-        self.vm.run(f"iocheck -t 2 -s 7 /dev/sda {16 * MIB}")
-        before = self.vm.run("dd if=/dev/sda bs=1M count=16 2>/dev/null | md5sum")
+        self.vm.run(f"iocheck -t 2 -s 7 $(lun 0) {16 * MIB}")
+        before = self.vm.run("dd if=$(lun 0) bs=1M count=16 2>/dev/null | md5sum")
         for _ in range(2):
-            self.vm.run("rmmod hv_storvsc && [ ! -e /dev/sda ]")
+            self.vm.run("rmmod hv_storvsc && ! ls /dev/sd?")
             self.load()
-        expect_equal(self.vm.run("dd if=/dev/sda bs=1M count=16 2>/dev/null | md5sum"), before, "checksum after reload")
+        expect_equal(self.vm.run("dd if=$(lun 0) bs=1M count=16 2>/dev/null | md5sum"), before, "checksum after reload")
 
     def test_time_is_set_when_the_service_connects(self):
         offset = lambda: int(self.vm.run("date +%s")) - time.time()
@@ -51,15 +51,15 @@ class Reload(Group):
         # The initramfs has no room for the kernel, the disk has.
         size = self.context.write_kernel_disk(f"{self.context.scratch}/kexec.raw")
         self.service.vmctl("disk", "attach", "two", f"{self.context.scratch}/kexec.raw", "--location", "5")
-        self.vm.run("n=0; until [ -b /dev/sdb ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; usleep 100000; done; "
-                    f"head -c {size} /dev/sdb >/tmp/vmlinuz; tail -c +{size + 1} /dev/sdb >/tmp/initrd")
+        self.vm.run("disk=$(lun 5) && "
+                    f"head -c {size} $disk >/tmp/vmlinuz && tail -c +{size + 1} $disk >/tmp/initrd")
         start = self.vm.console.position
         self.vm.console.send("kexec_into /tmp/vmlinuz /tmp/initrd 'console=ttyS0 quiet panic=-1 kexec=done'")
         self.vm.console.wait_agent(LIMIT, "initramfs", start)
         expect("kexec=done" in self.vm.run("cat /proc/cmdline"), "the old kernel runs")
         expect_equal(self.vm.show()["reboots"], 0, "reboots by the machine")
-        self.vm.run("n=0; until [ -b /dev/sda ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; usleep 100000; done")
-        self.vm.run(f"iocheck -t 2 -s 9 /dev/sda {4 * MIB}")
+        self.vm.run("lun 0")
+        self.vm.run(f"iocheck -t 2 -s 9 $(lun 0) {4 * MIB}")
         self.vm.wait("heartbeat", 120)
 
     def test_panic_is_reported_with_its_message(self):

@@ -67,19 +67,19 @@ class FourProcessors(Group):
         channels = self.vm.run(f"for d in /sys/bus/vmbus/devices/*; do [ $(cat $d/class_id) = '{SCSI_CLASS}' ] && "
                                "ls $d/channels | wc -l; done; true")
         expect_equal(channels, "4", "channels of the SCSI controller")
-        used = self.vm.run("iocheck -t 4 /dev/sdb 0x1000000 && cat /sys/bus/vmbus/devices/*/channels/*/cpu | sort -u")
+        used = self.vm.run("iocheck -t 4 $(lun 1) 0x1000000 && cat /sys/bus/vmbus/devices/*/channels/*/cpu | sort -u")
         expect(len(used.split("\n")) >= 5, f"the channels are not spread over the processors: {used!r}")
 
     def test_data_comes_back_as_written(self):
         size = self.context.options.io_mib * MIB
-        self.vm.run(f"iocheck -t 4 -b 0x80000 -s 11 /dev/sdb {size // 2}", 600)
-        self.vm.run(f"iocheck -t 2 -b 0x1000 -s 12 -o {size // 2} /dev/sdb {size // 64}", 600)
-        self.vm.run(f"iocheck -t 3 -b 0x30000 -s 13 -o {size} /dev/sdb {size // 2}", 600)
+        self.vm.run(f"iocheck -t 4 -b 0x80000 -s 11 $(lun 1) {size // 2}", 600)
+        self.vm.run(f"iocheck -t 2 -b 0x1000 -s 12 -o {size // 2} $(lun 1) {size // 64}", 600)
+        self.vm.run(f"iocheck -t 3 -b 0x30000 -s 13 -o {size} $(lun 1) {size // 2}", 600)
         expect_equal(self.faults(), [], "complaints in the kernel's log")
 
     def test_pulse_under_load_goes_unnoticed(self):
         before = self.vm.run("cut -d. -f1 /proc/uptime; cat /proc/sys/kernel/random/boot_id").split()
-        self.vm.run(f"iocheck -t 4 -b 0x20000 -r 0 -s 14 /dev/sdb {16 * MIB} >/tmp/pulse 2>&1 & echo $! >/tmp/pid")
+        self.vm.run(f"iocheck -t 4 -b 0x20000 -r 0 -s 14 $(lun 1) {16 * MIB} >/tmp/pulse 2>&1 & echo $! >/tmp/pid")
         for _ in range(2):
             time.sleep(3)
             self.service.vmctl("vm", "pulse", "four", "--count", "2")
@@ -117,7 +117,7 @@ class FourProcessors(Group):
         eventually(lambda: not self.block_device(9), "the guest lost the disk")
         self.vm.run("n=0; while [ -e /proc/$(cat /tmp/pid) ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; usleep 200000; "
                     "done")
-        expect_equal(self.vm.run("iocheck -t 2 /dev/sdb 0x100000 >/dev/null && echo sound"), "sound", "the other disk")
+        expect_equal(self.vm.run("iocheck -t 2 $(lun 1) 0x100000 >/dev/null && echo sound"), "sound", "the other disk")
         self.service.vmctl("disk", "check", disk)
         self.service.vmctl("disk", "attach", "four", disk, "--location", "10")
         eventually(lambda: self.block_device(10), "the guest sees the disk at its other place")
