@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// What vmctl does to image files: create, describe, check, convert, resize, compact, merge, reparent. They work without
-/// vmmd.
+/// What vmctl does to image files: create, describe, check, convert, resize, compact, merge,
+/// reparent. They work without vmmd.
 #pragma once
 
 #include <functional>
