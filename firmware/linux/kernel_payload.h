@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
 /// The compressed kernel inside a bzImage, decompressed piece by piece: the host does it many times
-/// faster than the guest's own stub on an emulated or cold processor. What it needs beside its
+/// faster than the guest's own code on an emulated or cold processor. What it needs beside its
 /// pieces (a dictionary, a window) lives in mappings of its own that are gone when it returns.
 #pragma once
 

@@ -113,7 +113,7 @@ def expect_equal(found, wanted, what):
     expect(found == wanted, f"{what}: found {found!r}, wanted {wanted!r}")
 
 
-def eventually(condition, what, timeout=240):
+def eventually(condition, what, timeout=120):
     """Waits until the condition gives something true, and returns that."""
     end = time.monotonic() + timeout
     while True:

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <vector>
 
@@ -137,6 +138,11 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
   }
   return std::unique_ptr<BlockFile>(
       std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
+}
+
+bool IsZero(std::span<const uint8_t> bytes) {
+  return bytes.empty() ||
+         (bytes[0] == 0 && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
 }
 
 }  // namespace kvmbus::virtdev

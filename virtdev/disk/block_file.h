@@ -36,4 +36,7 @@ class BlockFile {
 /// kPermissionDenied, each with the remedy.
 vmm::Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only);
 
+/// No byte of it is set.
+bool IsZero(std::span<const uint8_t> bytes);
+
 }  // namespace kvmbus::virtdev

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/chain.h"
@@ -42,8 +41,7 @@ Result<bool> ReadPiece(Chain& from, uint64_t at, std::span<uint8_t> buffer) {
     TRY_VOID(extent.file->Read(part, extent.file_offset));
     data = true;
   }
-  return data &&
-         (buffer[0] != 0 || std::memcmp(buffer.data(), buffer.data() + 1, buffer.size() - 1) != 0);
+  return data && !IsZero(buffer);
 }
 
 /// A megabyte at a time; what reads as zeroes is not written.

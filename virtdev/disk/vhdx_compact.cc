@@ -18,10 +18,6 @@ using vmm::Result;
 
 constexpr uint64_t kBatchBytes = 64 * kMiB;  // copied between two flushes
 
-bool IsZero(std::span<const uint8_t> bytes) {
-  return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
-}
-
 class Compaction {
  public:
   Compaction(const VhdxFile& vhdx, BlockTable table, std::span<const FileRange> used,

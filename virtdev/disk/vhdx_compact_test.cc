@@ -19,11 +19,6 @@ vmm::Result<void> Compact(CrashMedium& medium, bool find_zeroes = true,
 
 uint64_t FileBytes(CrashMedium& medium) { return CrashFile(medium).Size().value(); }
 
-void Settle(CrashMedium& medium) {
-  medium.durable = medium.now;
-  medium.pending.clear();
-}
-
 /// Blocks 0 to 9 from the file's front to its end; 1, 2 and 5 are unmapped, 3 and 9 hold zeroes.
 CrashMedium NewDisk() {
   CrashMedium medium = NewMedium();

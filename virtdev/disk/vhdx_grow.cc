@@ -56,7 +56,7 @@ Result<bool> FitsItsRegion(const VhdxFile& vhdx, uint64_t old_bytes, uint64_t ne
   if (new_bytes > bat.length) return false;
   std::vector<uint8_t> rest(new_bytes - old_bytes);
   TRY_VOID_CTX(vhdx.file->Read(rest, bat.offset + old_bytes), "reading the BAT");
-  return std::all_of(rest.begin(), rest.end(), [](uint8_t byte) { return byte == 0; });
+  return IsZero(rest);
 }
 
 /// The BAT at the file's end; its place there.

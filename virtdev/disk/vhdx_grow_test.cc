@@ -29,8 +29,7 @@ CrashMedium NewDisk() {
   Write(*image, options.size_bytes - kUnit, Bytes(kUnit, 2));
   EXPECT_TRUE(image->Close().ok());
   image.reset();
-  medium.durable = medium.now;
-  medium.pending.clear();
+  Settle(medium);
   return medium;
 }
 

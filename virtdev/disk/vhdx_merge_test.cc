@@ -16,11 +16,6 @@ struct Pair {
   Bytes content;  ///< what a guest sees
 };
 
-void Settle(CrashMedium& medium) {
-  medium.durable = medium.now;
-  medium.pending.clear();
-}
-
 Bytes ReadChain(CrashMedium& child, CrashMedium& parent) {
   std::vector<std::unique_ptr<Image>> layers;
   layers.push_back(Open(child, true));

@@ -23,8 +23,7 @@ CrashMedium NewChild(const ParentReference& parent) {
   CrashFile file(medium);
   const auto made = FormatVhdx(file, SmallDisk(), vmm::Guid::Random(), &parent);
   EXPECT_TRUE(made.ok());
-  medium.durable = medium.now;
-  medium.pending.clear();
+  Settle(medium);
   return medium;
 }
 

@@ -49,6 +49,12 @@ inline CrashMedium NewMedium(const CreateDiskOptions& options = SmallDisk()) {
   return medium;
 }
 
+/// Everything so far is durable.
+inline void Settle(CrashMedium& medium) {
+  medium.durable = medium.now;
+  medium.pending.clear();
+}
+
 inline vmm::Result<std::unique_ptr<Image>> TryOpen(CrashMedium& medium, bool read_only = false) {
   return OpenVhdxImage(std::make_unique<CrashFile>(medium), read_only);
 }
