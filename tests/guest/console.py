@@ -68,7 +68,8 @@ class Console:
         raise GuestError(f"{what}; the console's last lines:\n    {tail}")
 
     def wait_for(self, pattern, timeout, start=0):
-        """The first match of the pattern from there on."""
+        """The first match of the pattern from there on. What is at a line's end must end in a newline, not in $, which
+        also matches after half a number while the rest of the line is on its way."""
         expression = re.compile(pattern, re.MULTILINE)
         end = time.monotonic() + timeout
         with self._changed:
@@ -85,7 +86,7 @@ class Console:
 
     def wait_agent(self, timeout, root=None, start=0):
         """Waits until the agent takes commands; its uptime in seconds at that moment."""
-        match = self.wait_for(r"^@@agent (%s) ([\d.]+)$" % (root or r"\w+"), timeout, start)
+        match = self.wait_for(r"^@@agent (%s) ([\d.]+)\n" % (root or r"\w+"), timeout, start)
         return float(match.group(2))
 
     def send(self, command):
@@ -101,7 +102,7 @@ class Console:
         """Runs a shell command in the guest: its output, stripped. A status that is not 0 is a GuestError."""
         start = self.position
         number = self.send(command)
-        match = self.wait_for(r"^@@begin %d\n(?s:(.*?))^@@end %d (\d+)$|^@@init " % (number, number), timeout, start)
+        match = self.wait_for(r"^@@begin %d\n(?s:(.*?))^@@end %d (\d+)\n|^@@init " % (number, number), timeout, start)
         if match.group(2) is None:
             self._fail(f"the guest started anew in the middle of '{command}'")
         output, status = match.group(1).strip(), int(match.group(2))

@@ -83,7 +83,7 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="run the tests that match")
     parser.add_argument("--group", metavar="NAME", help="run the tests of that group alone")
     parser.add_argument("--fail-fast", action="store_true", help="end a group at its first failure")
-    parser.add_argument("--io-mib", type=int, default=256, help="size of the storage test (default 256)")
+    parser.add_argument("--io-mib", type=int, default=1024, help="size of the storage test (default 1024)")
     parser.add_argument("--list", action="store_true", help="print the tests' names")
     options = parser.parse_args()
     chosen = choose(options.only, options.group)
