@@ -20,6 +20,8 @@ class RamCopy {
   Result<void> PutBack(GuestMemory& memory) const;
 
  private:
+  Result<void> Append(const GuestMemory& memory, const MemoryRange& range);
+
   Fd file_;
   std::vector<uint64_t> pfns_;  ///< page i of the file
 };

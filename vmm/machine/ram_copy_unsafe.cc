@@ -24,15 +24,27 @@ Result<RamCopy> RamCopy::Take(const GuestMemory& memory) {
   if (!copy.file_.valid())
     return Error::FromErrno(errno, "memfd_create for a copy of guest memory");
   for (const auto& region : memory.regions()) {
-    for (uint64_t at = 0; at < region.size; at += kPageSize) {
-      const uint8_t* page = region.hva + at;
-      if (IsZeroPage(page)) continue;
-      TRY_VOID_CTX(PWriteAll(copy.file_.get(), {page, kPageSize}, copy.pfns_.size() * kPageSize),
-                   "copying guest memory");
-      copy.pfns_.push_back((region.gpa + at) >> kPageShift);
+    const uint64_t end = region.gpa + region.size;
+    for (uint64_t gpa = region.gpa; gpa < end;) {
+      const auto backed = memory.NextBacked(gpa, end - gpa);
+      if (!backed) break;
+      TRY_VOID(copy.Append(memory, *backed));
+      gpa = backed->gpa + backed->size;
     }
   }
   return copy;
+}
+
+Result<void> RamCopy::Append(const GuestMemory& memory, const MemoryRange& range) {
+  // SAFETY: Take's range lies in one region; the machine is stopped.
+  const uint8_t* pages = memory.HostPointer(range.gpa, range.size);
+  for (uint64_t at = 0; at < range.size; at += kPageSize) {
+    if (IsZeroPage(pages + at)) continue;
+    TRY_VOID_CTX(PWriteAll(file_.get(), {pages + at, kPageSize}, pfns_.size() * kPageSize),
+                 "copying guest memory");
+    pfns_.push_back((range.gpa + at) >> kPageShift);
+  }
+  return {};
 }
 
 Result<void> RamCopy::Clear(GuestMemory& memory) {

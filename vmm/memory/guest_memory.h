@@ -107,6 +107,11 @@ class GuestMemory {
   /// writes.
   uint8_t* HostPointer(uint64_t gpa, uint64_t size) const;
 
+  /// The first part of [gpa, gpa + size), which is RAM in one region, that the host has pages for;
+  /// what lies before it was never touched and reads as zeroes. None: it is all so. Found without
+  /// touching it, which would give it pages.
+  std::optional<MemoryRange> NextBacked(uint64_t gpa, uint64_t size) const;
+
   /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
   Result<PageMapping> MapPages(std::span<const uint64_t> pfns);
 

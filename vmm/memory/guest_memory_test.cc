@@ -29,6 +29,22 @@ TEST_F(GuestMemoryTest, AccessOutsideRamIsRefusedWithoutSideEffect) {
   EXPECT_EQ(memory_->ReadObject<uint64_t>(0x100000000), 7u);
 }
 
+TEST_F(GuestMemoryTest, OnlyWhatWasTouchedIsBacked) {
+  EXPECT_FALSE(memory_->NextBacked(0, 1 << 20));
+  const uint64_t value = 7;
+  ASSERT_TRUE(memory_->Write(5 * kPageSize + 8, &value, 8));
+  ASSERT_TRUE(memory_->Write(0x100000000 + 3 * kPageSize, &value, 8));
+  auto backed = memory_->NextBacked(0, 1 << 20);
+  ASSERT_TRUE(backed);
+  EXPECT_LE(backed->gpa, 5 * kPageSize);
+  EXPECT_GE(backed->gpa + backed->size, 6 * kPageSize);
+  EXPECT_LE(backed->gpa + backed->size, 1u << 20) << "it ends with the range asked for";
+  backed = memory_->NextBacked(0x100000000 + 3 * kPageSize, kPageSize);
+  ASSERT_TRUE(backed);
+  EXPECT_EQ(backed->gpa, 0x100000000 + 3 * kPageSize);
+  EXPECT_EQ(backed->size, kPageSize);
+}
+
 TEST_F(GuestMemoryTest, PagesMappedTwiceAreTheSameBytes) {
   const uint64_t pfns[] = {5, 9, 10, 9, 10};
   auto mapping = memory_->MapPages(pfns);

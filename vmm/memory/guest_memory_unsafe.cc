@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -123,6 +125,20 @@ bool GuestMemory::Zero(uint64_t gpa, size_t size) {
   std::memset(target, 0, size);
   MarkDirty(gpa, size);
   return true;
+}
+
+std::optional<MemoryRange> GuestMemory::NextBacked(uint64_t gpa, uint64_t size) const {
+  const Region* region = Locate(gpa, size);
+  KVMBUS_ASSERT(region != nullptr);
+  const uint64_t start = region->file_offset + (gpa - region->gpa);
+  const off_t data = ::lseek(memfd_.get(), static_cast<off_t>(start), SEEK_DATA);
+  // Huge pages' file system cannot tell: then there may be something everywhere.
+  if (data < 0 && errno != ENXIO) return MemoryRange{gpa, size};
+  if (data < 0 || static_cast<uint64_t>(data) >= start + size) return std::nullopt;
+  const off_t hole = ::lseek(memfd_.get(), data, SEEK_HOLE);
+  const uint64_t end = hole < 0 ? start + size : std::min<uint64_t>(hole, start + size);
+  return MemoryRange{gpa + (static_cast<uint64_t>(data) - start),
+                     end - static_cast<uint64_t>(data)};
 }
 
 Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {
