@@ -8,6 +8,7 @@
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/image_io.h"
 #include "virtdev/disk/new_file.h"
 #include "virtdev/disk/qemu_img.h"
 
@@ -18,32 +19,6 @@ using vmm::Code;
 using vmm::Error;
 using vmm::Result;
 
-/// Where the file under an image holds data, so that holes of sparse files need no reading.
-bool IsHole(BlockFile& file, uint64_t offset, uint64_t length) {
-  if (file.fd() < 0) return false;
-  const off_t data = ::lseek(file.fd(), static_cast<off_t>(offset), SEEK_DATA);
-  if (data < 0) return errno == ENXIO;
-  return static_cast<uint64_t>(data) >= offset + length;
-}
-
-/// False if the piece is all zeroes.
-Result<bool> ReadPiece(Chain& from, uint64_t at, std::span<uint8_t> buffer) {
-  uint64_t done = 0;
-  bool data = false;
-  for (const ImageExtent& extent : from.MapForRead(at, buffer.size())) {
-    const std::span<uint8_t> part = buffer.subspan(done, extent.length);
-    done += extent.length;
-    if (extent.kind != ImageExtent::Kind::kData ||
-        IsHole(*extent.file, extent.file_offset, extent.length)) {
-      std::fill(part.begin(), part.end(), 0);
-      continue;
-    }
-    TRY_VOID(extent.file->Read(part, extent.file_offset));
-    data = true;
-  }
-  return data && !IsZero(buffer);
-}
-
 /// A megabyte at a time; what reads as zeroes is not written.
 Result<void> CopyImage(Chain& from, Image& to, const Progress& progress) {
   constexpr uint64_t kPiece = 1u << 20;
@@ -51,15 +26,8 @@ Result<void> CopyImage(Chain& from, Image& to, const Progress& progress) {
   std::vector<uint8_t> buffer(kPiece);
   for (uint64_t at = 0; at < total; at += kPiece) {
     const uint64_t length = std::min(kPiece, total - at);
-    if (TRY(ReadPiece(from, at, std::span(buffer).first(length)))) {
-      uint64_t done = 0;
-      for (const ImageExtent& extent : TRY(to.MapForWrite(at, length))) {
-        TRY_VOID(
-            extent.file->Write(std::span(buffer).subspan(done, extent.length), extent.file_offset));
-        done += extent.length;
-      }
-      to.WriteDone(at, length);
-    }
+    const auto piece = std::span(buffer).first(length);
+    if (TRY(ReadChain(from, at, piece))) TRY_VOID(WriteImage(to, at, piece));
     if (progress && !progress(at + length, total)) return Error(Code::kCancelled, "cancelled");
   }
   return to.Close();

@@ -153,11 +153,13 @@ std::string BlockTable::OwnerOf(uint64_t start, uint64_t nth) const {
   return "the header area, the log or a region";
 }
 
-void BlockTable::CopyPage(uint64_t page, std::span<uint8_t> out) const {
+std::vector<uint8_t> BlockTable::CopyPage(uint64_t page) const {
+  std::vector<uint8_t> out(kLogSector);
   for (uint64_t i = 0; i < kEntriesAPage; ++i) {
     const BlockPlace place = Unpack(Slot(page * kEntriesAPage + i).load(std::memory_order_relaxed));
     Store(out, i * 8, place.file_offset | static_cast<uint64_t>(place.state));
   }
+  return out;
 }
 
 uint64_t BlockTable::CountPresent() const {

@@ -59,7 +59,7 @@ class BlockTable {
   uint64_t PageOf(uint64_t block) const { return BatIndex(block, ratio_) / kEntriesAPage; }
   uint64_t BitmapPageOf(uint64_t block) const { return BitmapIndex(block) / kEntriesAPage; }
   /// A page as the file holds it.
-  void CopyPage(uint64_t page, std::span<uint8_t> out) const;
+  std::vector<uint8_t> CopyPage(uint64_t page) const;
   uint64_t CountPresent() const;
 
  private:

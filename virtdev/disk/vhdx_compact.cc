@@ -156,11 +156,8 @@ class Compaction {
     }
     if (dirty_pages_.empty()) return {};
     std::vector<Journal::Page> pages;
-    for (const uint64_t page : dirty_pages_) {
-      pages.push_back(
-          {vhdx_.regions.bat.offset + page * kLogSector, std::vector<uint8_t>(kLogSector)});
-      table_.CopyPage(page, pages.back().content);
-    }
+    for (const uint64_t page : dirty_pages_)
+      pages.push_back({vhdx_.regions.bat.offset + page * kLogSector, table_.CopyPage(page)});
     TRY_VOID_CTX(journal_.Commit(pages, flush_first), "writing the BAT");
     for (const Move& move : moves_)
       free_.Release(move.unit.file_offset / kMiB, LengthOf(move.unit) / kMiB);
@@ -171,10 +168,7 @@ class Compaction {
   }
 
   Result<void> CutFreeEnd() {
-    const uint64_t whole = vhdx_.file_bytes / kMiB;
-    const uint64_t end = free_.EndOfUse(whole);
-    if (end == whole) return {};
-    TRY_VOID_CTX(file_.Resize(end * kMiB), "cutting off the image's free end");
+    TRY(free_.CutFreeEnd(file_, vhdx_.file_bytes));
     return file_.Flush();
   }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "virtdev/disk/vhdx_journal.h"
+#include "virtdev/disk/vhdx_metadata_edit.h"
 
 namespace kvmbus::virtdev::vhdx {
 namespace {
@@ -27,27 +28,6 @@ Result<void> CheckSize(const DiskMetadata& disk, uint64_t bytes) {
                       "a fixed disk does not grow: make a dynamic one of it with 'vmctl disk "
                       "convert'");
   return {};
-}
-
-/// The page that holds the disk's size, with another one.
-Result<Journal::Page> SizePage(const VhdxFile& vhdx, uint64_t disk_bytes) {
-  const Region& region = vhdx.regions.metadata;
-  std::vector<uint8_t> table(kMetadataTableBytes);
-  TRY_VOID_CTX(vhdx.file->Read(table, region.offset), "reading the metadata table");
-  const auto head = Load<MetadataTableHeader>(table, 0);
-  for (size_t i = 0; i < head.entry_count; ++i) {
-    const auto entry =
-        Load<MetadataTableEntry>(table, sizeof(head) + i * sizeof(MetadataTableEntry));
-    if (entry.item_id != kVirtualDiskSizeItem || (entry.flags & kMetadataIsUser)) continue;
-    const uint64_t in_page = entry.offset % kLogSector;
-    Journal::Page page{region.offset + entry.offset - in_page, std::vector<uint8_t>(kLogSector)};
-    if (in_page > kLogSector - sizeof(disk_bytes))
-      return vmm::Error(Code::kUnimplemented, "its size lies across two pages of the metadata");
-    TRY_VOID_CTX(vhdx.file->Read(page.content, page.file_offset), "reading the metadata");
-    Store(page.content, in_page, disk_bytes);
-    return page;
-  }
-  return vmm::Error(Code::kDataLoss, "the metadata have no virtual disk size");
 }
 
 /// Entries that the disk did not have so far must say "not present".
@@ -115,7 +95,7 @@ Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
     const Region moved = TRY(CopyBat(vhdx, old_bytes, new_bytes));
     pages = TRY(RegionPages(vhdx, moved));
   }
-  pages.push_back(TRY(SizePage(vhdx, disk_bytes)));
+  pages.push_back(TRY(DiskSizePage(vhdx, disk_bytes)));
   // A BAT that has moved is durable before anything leads to it.
   TRY_VOID(journal.Commit(pages, !fits));
   return journal.Close();

@@ -386,9 +386,7 @@ class VhdxImage final : public Image {
     while (!dirty_pages_.empty() && batch.pages.size() < LogWriter::kMaxPages) {
       const uint64_t page = dirty_pages_.extract(std::prev(dirty_pages_.end())).value();
       batch.numbers.insert(page);
-      batch.pages.push_back(
-          {vhdx_.regions.bat.offset + page * kLogSector, std::vector<uint8_t>(kLogSector)});
-      table_.CopyPage(page, batch.pages.back().content);
+      batch.pages.push_back({vhdx_.regions.bat.offset + page * kLogSector, table_.CopyPage(page)});
     }
     const auto taken = std::stable_partition(
         released_.begin(), released_.end(),
@@ -437,11 +435,7 @@ class VhdxImage final : public Image {
     for (const Quarantined& place : quarantine_)
       free_.Release(place.file_offset / kMiB, block_bytes_ / kMiB);
     quarantine_.clear();
-    const uint64_t whole = file_bytes_ / kMiB;
-    const uint64_t end = free_.EndOfUse(whole);
-    if (end == whole) return {};
-    TRY_VOID_CTX(file().Resize(end * kMiB), "cutting off the image's free end");
-    file_bytes_ = end * kMiB;
+    file_bytes_ = TRY(free_.CutFreeEnd(file(), file_bytes_));
     return {};
   }
 

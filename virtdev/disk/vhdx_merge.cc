@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "virtdev/disk/borrowed_file.h"
-#include "virtdev/disk/chain.h"
+#include "virtdev/disk/image_io.h"
 #include "virtdev/disk/vhdx_relink.h"
 
 namespace kvmbus::virtdev {
@@ -41,32 +41,22 @@ Result<void> CheckPair(const Image& child, const Image& parent) {
   return {};
 }
 
-Result<void> CopyData(const ImageExtent& extent, uint64_t offset, Image& parent) {
-  std::vector<uint8_t> bytes(extent.length);
-  TRY_VOID(extent.file->Read(bytes, extent.file_offset));
-  uint64_t done = 0;
-  for (const ImageExtent& place : TRY(parent.MapForWrite(offset, extent.length))) {
-    TRY_VOID(place.file->Write(std::span(bytes).subspan(done, place.length), place.file_offset));
-    done += place.length;
-  }
-  parent.WriteDone(offset, extent.length);
-  return {};
-}
-
 /// What the child has of a range; its own zeroes hide what the parent has.
 Result<void> CopyRange(Image& child, uint64_t offset, uint64_t length, Image& parent) {
   std::vector<ImageExtent> extents;
   child.MapLayer(offset, length, &extents);
-  const uint32_t token = parent.gate().Enter();
-  Result<void> result;
+  std::vector<uint8_t> bytes;
   for (const ImageExtent& extent : extents) {
-    if (extent.kind == Kind::kData) result = CopyData(extent, offset, parent);
-    if (extent.kind == Kind::kZero) result = parent.WriteZeroes(offset, extent.length);
-    if (!result.ok()) break;
+    if (extent.kind == Kind::kData) {
+      bytes.resize(extent.length);
+      TRY_VOID(extent.file->Read(bytes, extent.file_offset));
+      TRY_VOID(WriteImage(parent, offset, bytes));
+    } else if (extent.kind == Kind::kZero) {
+      TRY_VOID(ZeroImage(parent, offset, extent.length));
+    }
     offset += extent.length;
   }
-  parent.gate().Leave(token);
-  return result;
+  return {};
 }
 
 }  // namespace
