@@ -117,6 +117,7 @@ struct CrashMedium {
   uint64_t flushes = 0;
   std::function<void()>
       on_event;              ///< before each change of a sector or of the size, and each flush
+  bool at_flush = false;     ///< the event is a flush
   bool fail_writes = false;  ///< with EIO
   bool fail_flushes = false;
 
@@ -166,7 +167,9 @@ class CrashFile final : public virtdev::BlockFile {
     return {};
   }
   vmm::Result<void> Flush() override {
+    medium_.at_flush = true;
     if (medium_.on_event) medium_.on_event();
+    medium_.at_flush = false;
     if (medium_.fail_flushes) return vmm::Error::FromErrno(EIO, "flushing");
     medium_.durable = medium_.now;
     medium_.pending.clear();

@@ -2,8 +2,7 @@
 // Compacting: what is given up, what stays, and the power cut at any moment of it.
 #include "virtdev/disk/vhdx_compact.h"
 
-#include <optional>
-
+#include "tests/fakes/power_cuts.h"
 #include "virtdev/disk/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
@@ -154,30 +153,19 @@ TEST(VhdxCompactTest, AFixedDiskIsRefused) {
 }
 
 TEST(VhdxCompactTest, AnyMomentLeavesTheContent) {
-  const CrashMedium disk = NewDisk();
-  uint64_t events = 1;
-  constexpr uint64_t kSeeds = 2;
-  for (uint64_t run = 0; run < events * kSeeds && !HasFailure(); ++run) {
-    const uint64_t cut_at = run / kSeeds;
-    SCOPED_TRACE(fmt::format("cut at {} of {}, run {}", cut_at, events, run));
-    CrashMedium medium = disk;
-    std::mt19937_64 random(run);
-    std::optional<SparseBytes> cut;
-    uint64_t event = 0;
-    medium.on_event = [&] {
-      if (event++ == cut_at) cut = medium.Crash(random);
-    };
-    ASSERT_TRUE(Compact(medium).ok());
-    medium.on_event = nullptr;
-    events = std::max(events, event);
-    if (!cut) continue;
-    CrashMedium after(*cut);
+  CrashMedium medium = NewDisk();
+  const tests::CutPlan plan{16, 12, 12, 41};
+  const auto cuts =
+      tests::CutsOf(medium, plan, [](CrashMedium& whole) { ASSERT_TRUE(Compact(whole).ok()); });
+  EXPECT_GT(cuts.size(), 100u);
+  for (size_t i = 0; i < cuts.size() && !HasFailure(); ++i) {
+    SCOPED_TRACE(fmt::format("cut {} of {}", i, cuts.size()));
+    CrashMedium after(cuts[i]);
     ASSERT_NO_FATAL_FAILURE(ExpectContent(after));
     ASSERT_TRUE(Compact(after).ok());
     ASSERT_NO_FATAL_FAILURE(ExpectContent(after));
     EXPECT_EQ(FileBytes(after), FileBytes(medium)) << "space was lost";
   }
-  EXPECT_GT(events, 15u);
 }
 
 }  // namespace

@@ -30,4 +30,8 @@ vmm::Result<VhdxFile> OpenVhdxFile(std::unique_ptr<BlockFile> file, bool read_on
 /// The BAT. `used` gets what the file's parts, blocks and sector bitmaps take, sorted.
 vmm::Result<BlockTable> ReadBlockTable(const VhdxFile& vhdx, std::vector<FileRange>* used);
 
+/// The part of the last block that lies behind the end of a disk of `disk_bytes` reads as zeroes,
+/// so that a larger disk finds nothing there. False: there is no such part. Not flushed.
+vmm::Result<bool> ZeroPastEnd(const VhdxFile& vhdx, const BlockTable& table, uint64_t disk_bytes);
+
 }  // namespace kvmbus::virtdev::vhdx

@@ -19,8 +19,7 @@ Result<void> CheckSize(const DiskMetadata& disk, uint64_t bytes) {
     return MakeError(Code::kInvalidArgument, "a disk of {} bytes: a multiple of {} is needed",
                      bytes, disk.logical_sector);
   if (bytes < disk.disk_bytes)
-    return MakeError(Code::kInvalidArgument,
-                     "the disk has {} bytes already: it can grow, not shrink", disk.disk_bytes);
+    return MakeError(Code::kInvalidArgument, "the disk has {} bytes already", disk.disk_bytes);
   if (bytes > kMaxDiskBytes)
     return MakeError(Code::kOutOfRange, "a disk of {} TiB; 64 TiB are allowed", bytes >> 40);
   if (disk.fixed)
@@ -87,8 +86,11 @@ Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
   DiskMetadata grown = vhdx.disk;
   grown.disk_bytes = disk_bytes;
   const uint64_t old_bytes = vhdx.disk.bat_entries() * 8, new_bytes = grown.bat_entries() * 8;
+  std::vector<FileRange> used;
+  const BlockTable table = TRY(ReadBlockTable(vhdx, &used));
   Journal journal(*vhdx.file, vhdx.header);
   TRY_VOID(journal.Open(true));
+  const bool zeroed = TRY(ZeroPastEnd(vhdx, table, vhdx.disk.disk_bytes));
   Pages pages;
   const bool fits = TRY(FitsItsRegion(vhdx, old_bytes, new_bytes));
   if (!fits) {
@@ -96,8 +98,8 @@ Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
     pages = TRY(RegionPages(vhdx, moved));
   }
   pages.push_back(TRY(DiskSizePage(vhdx, disk_bytes)));
-  // A BAT that has moved is durable before anything leads to it.
-  TRY_VOID(journal.Commit(pages, !fits));
+  // A BAT that has moved is durable before anything leads to it, and so are new zeroes.
+  TRY_VOID(journal.Commit(pages, !fits || zeroed));
   return journal.Close();
 }
 
