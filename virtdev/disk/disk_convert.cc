@@ -2,13 +2,11 @@
 // Converting images.
 #include <unistd.h>
 
-#include <algorithm>
-
 #include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/image_copy.h"
 #include "virtdev/disk/image_format.h"
-#include "virtdev/disk/image_io.h"
 #include "virtdev/disk/new_file.h"
 #include "virtdev/disk/qemu_img.h"
 
@@ -16,22 +14,7 @@ namespace kvmbus::virtdev {
 namespace {
 
 using vmm::Code;
-using vmm::Error;
 using vmm::Result;
-
-/// A megabyte at a time; what reads as zeroes is not written.
-Result<void> CopyImage(Chain& from, Image& to, const Progress& progress) {
-  constexpr uint64_t kPiece = 1u << 20;
-  const uint64_t total = from.info().size_bytes;
-  std::vector<uint8_t> buffer(kPiece);
-  for (uint64_t at = 0; at < total; at += kPiece) {
-    const uint64_t length = std::min(kPiece, total - at);
-    const auto piece = std::span(buffer).first(length);
-    if (TRY(ReadChain(from, at, piece))) TRY_VOID(WriteImage(to, at, piece));
-    if (progress && !progress(at + length, total)) return Error(Code::kCancelled, "cancelled");
-  }
-  return to.Close();
-}
 
 /// A raw file between another program's format and ours; gone with the object.
 struct TemporaryFile {
@@ -39,11 +22,8 @@ struct TemporaryFile {
   ~TemporaryFile() { ::unlink(path.c_str()); }
 };
 
-Result<std::unique_ptr<Image>> OpenTarget(const std::string& format, BlockFile& file) {
-  auto borrowed = std::make_unique<BorrowedFile>(file);
-  if (format == "raw") return OpenRawImage(std::move(borrowed), false, {});
-  if (format == "vhd") return OpenVhdImage(std::move(borrowed), false);
-  return OpenVhdxImage(std::move(borrowed), false);
+ImageFormat FormatNamed(const std::string& name) {
+  return name == "raw" ? ImageFormat::kRaw : name == "vhd" ? ImageFormat::kVhd : ImageFormat::kVhdx;
 }
 
 /// The new disk's id: a VHDX keeps the one that the guest has seen. A VHD's names the file, and a
@@ -59,8 +39,9 @@ Result<void> ConvertOwn(const std::string& source, const std::string& target,
   options.size_bytes = from->info().size_bytes;
   NewFile file = TRY_CTX(NewImageFile(target, options, IdOfCopy(*from, options.format)),
                          "creating '{}'", target);
-  auto to = TRY(OpenTarget(options.format, file.file()));
-  TRY_VOID_CTX(CopyImage(*from, *to, progress), "converting '{}'", source);
+  auto to = TRY(OpenImageFile(std::make_unique<BorrowedFile>(file.file()),
+                              FormatNamed(options.format), false));
+  TRY_VOID_CTX(CopyDisk(*from, *to, progress), "converting '{}'", source);
   return file.Publish();
 }
 

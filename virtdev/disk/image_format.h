@@ -26,6 +26,10 @@ std::string FormatOfName(const std::string& path);
 /// True for names of formats that 'vmctl disk convert' reads by way of qemu-img.
 bool IsForeignName(const std::string& path);
 
+/// Opens an image whose format is known, without what lies below it. `raw_id`: a raw disk's id.
+vmm::Result<std::unique_ptr<Image>> OpenImageFile(std::unique_ptr<BlockFile> file,
+                                                  ImageFormat format, bool read_only,
+                                                  const vmm::Guid& raw_id = {});
 /// Opens one image, without what lies below it: locks, replays; errors name the path.
 vmm::Result<std::unique_ptr<Image>> OpenImage(const std::string& path, bool read_only);
 

@@ -24,21 +24,24 @@ vmm::Guid IdOfPath(const std::string& path) {
 
 }  // namespace
 
+vmm::Result<std::unique_ptr<Image>> OpenImageFile(std::unique_ptr<BlockFile> file,
+                                                  ImageFormat format, bool read_only,
+                                                  const vmm::Guid& raw_id) {
+  switch (format) {
+    case ImageFormat::kRaw:
+      return OpenRawImage(std::move(file), read_only, raw_id);
+    case ImageFormat::kVhdx:
+      return OpenVhdxImage(std::move(file), read_only);
+    case ImageFormat::kVhd:
+      return OpenVhdImage(std::move(file), read_only);
+  }
+  return vmm::Error(vmm::Code::kInternal, "a format that nobody opens");
+}
+
 vmm::Result<std::unique_ptr<Image>> OpenImage(const std::string& path, bool read_only) {
   auto file = TRY(OpenBlockFile(path, read_only));
   const ImageFormat format = TRY(FormatOf(*file, path));
-  const auto open = [&]() -> vmm::Result<std::unique_ptr<Image>> {
-    switch (format) {
-      case ImageFormat::kRaw:
-        return OpenRawImage(std::move(file), read_only, IdOfPath(path));
-      case ImageFormat::kVhdx:
-        return OpenVhdxImage(std::move(file), read_only);
-      case ImageFormat::kVhd:
-        return OpenVhdImage(std::move(file), read_only);
-    }
-    return vmm::Error(vmm::Code::kInternal, "a format that nobody opens");
-  };
-  auto image = open();
+  auto image = OpenImageFile(std::move(file), format, read_only, IdOfPath(path));
   if (!image.ok()) return std::move(image.error()).WithContext(fmt::format("'{}'", path));
   return image;
 }
