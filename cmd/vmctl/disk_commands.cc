@@ -73,6 +73,7 @@ int Info(const Context& context, const std::string& path) {
                                       {"physical_sector", Json::Number(disk->physical_sector)},
                                       {"blocks", Json::Number(disk->blocks)},
                                       {"allocated_blocks", Json::Number(disk->allocated_blocks)},
+                                      {"smallest_bytes", Json::Number(disk->smallest_bytes)},
                                       {"disk_id", Json::Text(disk->disk_id.ToString())},
                                       {"clean", Json::Boolean(disk->clean)},
                                       {"parent", Json::Text(disk->parent)},
@@ -86,6 +87,8 @@ int Info(const Context& context, const std::string& path) {
       {"Format", disk->type.empty() ? disk->format : disk->format + ", " + disk->type},
       {"Size", HumanBytes(disk->size_bytes)},
       {"File", HumanBytes(disk->file_bytes)}};
+  if (disk->smallest_bytes != 0)
+    rows.push_back({"Smallest size", fmt::format("{} bytes", disk->smallest_bytes)});
   if (disk->format == "vhdx") {
     rows.push_back({"Blocks", fmt::format("{} of {}, {} each", disk->allocated_blocks, disk->blocks,
                                           HumanBytes(disk->block_bytes))});
@@ -189,7 +192,7 @@ void AddImageCommands(CLI::App* disk, Context& context) {
     bool ignore_mismatch = false;
   };
   auto link = std::make_shared<Link>();
-  verb = disk->add_subcommand("reparent", "Link a differencing VHDX to another parent");
+  verb = disk->add_subcommand("reparent", "Link a differencing image to another parent");
   verb->add_option("FILE", link->path, "The differencing image")->required();
   verb->add_option("--parent", link->parent, "Its new parent, or its parent's new place")
       ->required();
@@ -200,15 +203,20 @@ void AddImageCommands(CLI::App* disk, Context& context) {
         Report(virtdev::ReparentDisk(link->path, link->parent, link->ignore_mismatch));
   });
 
-  auto resize = std::make_shared<ImageArguments>();
-  verb =
-      disk->add_subcommand("resize", "Grow the disk in a VHDX or raw image that has no children");
+  struct Resizing : ImageArguments {
+    bool force = false;
+  };
+  auto resize = std::make_shared<Resizing>();
+  verb = disk->add_subcommand("resize", "Grow or shrink the disk in an image that has no children");
   verb->add_option("FILE", resize->path)->required();
-  verb->add_option("--size", resize->size, "As 512M or 40G")->required();
+  verb->add_option("--size", resize->size, "As 512M or 40G; never less than its partitions take")
+      ->required();
+  verb->add_flag("--force", resize->force, "Cut a disk that has no partition table");
   verb->callback([&context, resize] {
     context.exit_status =
-        ParseSizes(*resize) ? Report(virtdev::ResizeDisk(resize->path, resize->options.size_bytes))
-                            : kExitUsage;
+        ParseSizes(*resize)
+            ? Report(virtdev::ResizeDisk(resize->path, resize->options.size_bytes, resize->force))
+            : kExitUsage;
   });
 
   struct Compaction {
@@ -216,7 +224,7 @@ void AddImageCommands(CLI::App* disk, Context& context) {
     bool quick = false;
   };
   auto compact = std::make_shared<Compaction>();
-  verb = disk->add_subcommand("compact", "Make a VHDX file as small as its content allows");
+  verb = disk->add_subcommand("compact", "Make a VHDX or VHD file as small as its content allows");
   verb->add_option("FILE", compact->path)->required();
   verb->add_flag("--quick", compact->quick, "Do not search for blocks that hold zeroes alone");
   verb->callback([&context, compact] {
@@ -227,7 +235,7 @@ void AddImageCommands(CLI::App* disk, Context& context) {
   auto path = std::make_shared<std::string>();
   verb = disk->add_subcommand(
       "merge",
-      "Write a differencing VHDX into its parent, which must have no other children, and "
+      "Write a differencing image into its parent, which must have no other children, and "
       "delete it");
   verb->add_option("FILE", *path, "The differencing image")->required();
   verb->callback([&context, path] {

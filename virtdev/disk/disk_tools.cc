@@ -3,6 +3,7 @@
 
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/partition_table.h"
 #include "virtdev/disk/vhd_bat.h"
 #include "virtdev/disk/vhdx_file.h"
 
@@ -51,27 +52,37 @@ void DescribeChain(const std::string& path, DiskDescription* description) {
   description->chain.assign((*chain)->paths().begin() + 1, (*chain)->paths().end());
 }
 
+void DescribeSmallest(const std::string& path, DiskDescription* description) {
+  const auto image = OpenImage(path, true);
+  if (!image.ok()) return;
+  const auto table = ReadPartitionTable(**image);
+  if (table.ok()) description->smallest_bytes = table->smallest_bytes;
+}
+
 }  // namespace
 
 Result<DiskDescription> DescribeDisk(const std::string& path) {
   auto file = TRY(OpenBlockFile(path, true));
   DiskDescription description;
   description.file_bytes = TRY(file->Size());
-  const ImageFormat format = TRY(FormatOf(*file, path));
-  if (format == ImageFormat::kVhd) {
-    description.format = "vhd";
-    TRY_VOID_CTX(DescribeVhd(std::move(file), &description), "'{}'", path);
-    if (description.type == "differencing") DescribeChain(path, &description);
-    return description;
+  switch (TRY(FormatOf(*file, path))) {
+    case ImageFormat::kVhd:
+      description.format = "vhd";
+      TRY_VOID_CTX(DescribeVhd(std::move(file), &description), "'{}'", path);
+      break;
+    case ImageFormat::kRaw:
+      description.format = "raw";
+      description.size_bytes = description.file_bytes;
+      break;
+    case ImageFormat::kVhdx:
+      description.format = "vhdx";
+      TRY_VOID_CTX(DescribeVhdx(std::move(file), &description), "'{}'", path);
+      break;
   }
-  if (format == ImageFormat::kRaw) {
-    description.format = "raw";
-    description.size_bytes = description.file_bytes;
-    return description;
-  }
-  description.format = "vhdx";
-  TRY_VOID_CTX(DescribeVhdx(std::move(file), &description), "'{}'", path);
-  if (description.type == "differencing") DescribeChain(path, &description);
+  if (description.type == "differencing")
+    DescribeChain(path, &description);
+  else
+    DescribeSmallest(path, &description);
   return description;
 }
 

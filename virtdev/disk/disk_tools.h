@@ -50,6 +50,7 @@ struct DiskDescription {
   uint32_t physical_sector = 512;
   uint64_t allocated_blocks = 0;
   uint64_t blocks = 0;
+  uint64_t smallest_bytes = 0;  ///< to what the disk can shrink; 0: nobody knows
   vmm::Guid disk_id;
   bool clean = true;   ///< VHDX: its log is empty; VHD: its footers are sound
   std::string parent;  ///< a differencing image's, as it stands there: "..\\base.vhdx"
@@ -74,22 +75,25 @@ vmm::Result<std::vector<Finding>> CheckDisk(const std::string& path);
 vmm::Result<std::vector<Finding>> CheckVhdx(BlockFile& file);
 vmm::Result<std::vector<Finding>> CheckVhd(BlockFile& file);
 
-/// Links a differencing VHDX to another parent, or to its parent at another place. The parent's
-/// content must be what the image was made on (kFailedPrecondition) unless `ignore_mismatch`.
-/// Crash-safe: the old parent or the new one.
+/// Links a differencing image to another parent of its format, or to its parent at another place.
+/// The parent's content must be what the image was made on (kFailedPrecondition) unless
+/// `ignore_mismatch`. Crash-safe: the old parent or the new one.
 vmm::Result<void> ReparentDisk(const std::string& path, const std::string& parent_path,
                                bool ignore_mismatch);
 
 /// `progress(done, total)`; false cancels (kCancelled, and nothing is left).
 using Progress = std::function<bool(uint64_t done, uint64_t total)>;
-/// Grows the disk in a VHDX (not a fixed one) or raw image. Its children, if it has any, are lost.
-vmm::Result<void> ResizeDisk(const std::string& path, uint64_t size_bytes);
+/// Grows or shrinks the disk in a VHDX (a fixed one does not grow), VHD or raw image. Its children,
+/// if it has any, are lost. What shrinks has no parent, keeps its partitions (kFailedPrecondition:
+/// names the smallest size) and gets its GPT's second copy at the new end. `force`: even if no
+/// table says what is in use.
+vmm::Result<void> ResizeDisk(const std::string& path, uint64_t size_bytes, bool force);
 
-/// Makes a VHDX file as small as its content allows: see vhdx::CompactVhdx. `quick` leaves out the
-/// search for blocks of zeroes. Harmless if it is killed or cancelled.
+/// Makes a VHDX or VHD file as small as its content allows: see CompactVhdx, CompactVhd. `quick`
+/// leaves out the search for blocks of zeroes. Harmless if it is killed or cancelled.
 vmm::Result<void> CompactDisk(const std::string& path, bool quick, const Progress& progress);
 
-/// Merges a differencing VHDX into its parent and deletes it. Harmless if it is killed or
+/// Merges a differencing image into its parent and deletes it. Harmless if it is killed or
 /// cancelled: the chain holds what it held, and the merge can be run again. Other children of that
 /// parent are lost by it, so the caller knows that there are none.
 vmm::Result<void> MergeDisk(const std::string& path, const Progress& progress);
