@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Creating images.
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_tools.h"
@@ -149,21 +146,6 @@ Result<void> CheckName(const std::string& path, const CreateDiskOptions& options
   if (named == options.format && !IsForeignName(path)) return {};
   return MakeError(Code::kInvalidArgument, "a {} image named '{}': name it {}", options.format,
                    path, options.format == "raw" ? ".raw or .img" : "." + options.format);
-}
-
-/// What a VHD keeps of its parent: Windows wants to see the time of its file, too.
-Result<VhdParent> VhdParentOf(const std::string& path, const Image& parent,
-                              const ParentReference& reference) {
-  struct stat status = {};
-  if (::stat(path.c_str(), &status) < 0)
-    return vmm::Error::FromErrno(errno, fmt::format("'{}'", path));
-  VhdParent kept;
-  kept.identity = parent.identity();
-  kept.size_bytes = parent.info().size_bytes;
-  kept.modified = status.st_mtime;
-  kept.relative_path = reference.paths[0].text;
-  kept.absolute_path = reference.paths[1].text;
-  return kept;
 }
 
 /// A differencing image on options.parent, which stays locked meanwhile: nobody may write it.

@@ -2,10 +2,12 @@
 // Linking a differencing image to another parent.
 #include <algorithm>
 
+#include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
 #include "virtdev/disk/parent_path.h"
+#include "virtdev/disk/vhd_relink.h"
 #include "virtdev/disk/vhdx_relink.h"
 
 namespace kvmbus::virtdev {
@@ -15,19 +17,20 @@ using vmm::Code;
 using vmm::MakeError;
 using vmm::Result;
 
-Result<void> CheckNewParent(const std::string& path, const vhdx::DiskMetadata& disk,
+Result<void> CheckNewParent(const std::string& path, const Image& child,
                             const std::string& parent_path, const Image& parent,
                             bool ignore_mismatch) {
-  if (parent.format() != "vhdx")
+  if (parent.format() != child.format())
     return MakeError(Code::kInvalidArgument,
-                     "'{}' is a {} image; the parent of a VHDX is a VHDX: make one of it with "
-                     "'vmctl disk convert'",
-                     parent_path, parent.format());
-  if (parent.info().logical_sector_bytes != disk.logical_sector)
+                     "'{}' is a {} image; the parent of a {} is one of its format: make one of it "
+                     "with 'vmctl disk convert'",
+                     parent_path, parent.format(), child.format());
+  const uint32_t sector = child.info().logical_sector_bytes;
+  if (parent.info().logical_sector_bytes != sector)
     return MakeError(Code::kInvalidArgument,
                      "'{}' has logical sectors of {} bytes and '{}' of {}: it cannot be its parent",
-                     path, disk.logical_sector, parent_path, parent.info().logical_sector_bytes);
-  const auto& linkage = disk.parent.linkage;
+                     path, sector, parent_path, parent.info().logical_sector_bytes);
+  const auto& linkage = child.parent()->linkage;
   const bool known = std::find(linkage.begin(), linkage.end(), parent.identity()) != linkage.end();
   if (!known && !ignore_mismatch)
     return MakeError(Code::kFailedPrecondition,
@@ -37,28 +40,37 @@ Result<void> CheckNewParent(const std::string& path, const vhdx::DiskMetadata& d
   return {};
 }
 
+Result<void> Relink(std::unique_ptr<BlockFile> file, ImageFormat format,
+                    const std::string& parent_path, const Image& parent,
+                    const ParentReference& reference) {
+  if (format == ImageFormat::kVhd)
+    return vhd::ReplaceVhdParent(std::move(file), TRY(VhdParentOf(parent_path, parent, reference)));
+  return vhdx::ReplaceParentLocator(TRY(vhdx::OpenVhdxFile(std::move(file), false)), reference);
+}
+
 }  // namespace
 
 Result<void> ReparentDisk(const std::string& path, const std::string& parent_path,
                           bool ignore_mismatch) {
   auto file = TRY(OpenBlockFile(path, false));
-  if (TRY(FormatOf(*file, path)) != ImageFormat::kVhdx)
-    return MakeError(Code::kUnimplemented,
-                     "'{}' is not a VHDX file: only these are given another parent", path);
+  const ImageFormat format = TRY(FormatOf(*file, path));
   const auto chain = TRY_CTX(OpenChain(parent_path, true), "the parent '{}'", parent_path);
-  const vhdx::VhdxFile vhdx = TRY_CTX(vhdx::OpenVhdxFile(std::move(file), false), "'{}'", path);
-  if (!vhdx.disk.has_parent)
-    return MakeError(Code::kInvalidArgument, "'{}' is no differencing disk: it has no parent",
-                     path);
   const Image& parent = chain->top();
-  TRY_VOID(CheckNewParent(path, vhdx.disk, parent_path, parent, ignore_mismatch));
+  {
+    const auto child =
+        TRY_CTX(OpenImageFile(std::make_unique<BorrowedFile>(*file), format, true), "'{}'", path);
+    if (child->parent() == nullptr)
+      return MakeError(Code::kInvalidArgument, "'{}' is no differencing disk: it has no parent",
+                       path);
+    TRY_VOID(CheckNewParent(path, *child, parent_path, parent, ignore_mismatch));
+  }
   ParentReference reference;
   reference.linkage = {parent.identity()};
   reference.paths = TRY(PathsToParent(path, parent_path));
   // What could not be opened afterwards is not written.
   const auto roots = TRY(ParentRoots(path, {}));
   TRY(FindParent(path, reference, roots));
-  TRY_VOID_CTX(vhdx::ReplaceParentLocator(vhdx, reference), "'{}'", path);
+  TRY_VOID_CTX(Relink(std::move(file), format, parent_path, parent, reference), "'{}'", path);
   return {};
 }
 

@@ -4,6 +4,7 @@
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
 #include "virtdev/disk/partition_table.h"
+#include "virtdev/disk/vhd_resize.h"
 #include "virtdev/disk/vhdx_grow.h"
 #include "virtdev/disk/vhdx_shrink.h"
 
@@ -78,10 +79,9 @@ Result<void> Resize(std::unique_ptr<BlockFile> file, ImageFormat format, uint64_
     case ImageFormat::kVhdx:
       return ResizeVhdx(std::move(file), size_bytes);
     case ImageFormat::kVhd:
-      break;
+      return vhd::ResizeVhd(std::move(file), size_bytes);
   }
-  return vmm::Error(Code::kUnimplemented,
-                    "a VHD is not resized: make a VHDX of it with 'vmctl disk convert'");
+  return vmm::Error(Code::kInternal, "a format that nobody resizes");
 }
 
 }  // namespace

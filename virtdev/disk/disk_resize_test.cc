@@ -105,7 +105,7 @@ TEST_P(DiskResizeTest, BadSizesChangeNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, DiskResizeTest, testing::Values("raw", "vhdx"));
+INSTANTIATE_TEST_SUITE_P(Formats, DiskResizeTest, testing::Values("raw", "vhd", "vhdx"));
 
 }  // namespace
 }  // namespace kvmbus::virtdev

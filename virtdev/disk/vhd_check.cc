@@ -114,11 +114,29 @@ class Checker {
     } else if (IsSparse(footer_) && !copy_sound) {
       Fail("footer copy", "not valid at 0");
     } else if (IsSparse(footer_) && std::memcmp(&footer_, &copy, sizeof(copy)) != 0) {
-      Fail("footer copy", "differs from the footer at the end");
+      if (DiffersInSizeAlone(copy))
+        Note("footer copy",
+             "has another size than the footer at the end, which counts: mended when the image is "
+             "opened for writing");
+      else
+        Fail("footer copy", "differs from the footer at the end");
     }
     type_ = footer_.disk_type;
     disk_bytes_ = footer_.current_size;
     return true;
+  }
+
+  /// What a resize changes that was cut between the two.
+  bool DiffersInSizeAlone(Footer copy) const {
+    copy.current_size = footer_.current_size;
+    copy.cylinders = footer_.cylinders;
+    copy.heads = footer_.heads;
+    copy.sectors_per_track = footer_.sectors_per_track;
+    copy.creator_app = footer_.creator_app;
+    copy.creator_version = footer_.creator_version;
+    copy.creator_os = footer_.creator_os;
+    copy.checksum = footer_.checksum;
+    return std::memcmp(&footer_, &copy, sizeof(copy)) == 0;
   }
 
   bool FooterFields() {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/disk/vhd_create.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cerrno>
 
 #include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhd_format.h"
@@ -78,9 +81,9 @@ Result<void> WriteStructures(BlockFile& file, const Footer& footer, DynamicHeade
   return file.Flush();
 }
 
-/// Writes a locator's text at `*end`, in whole sectors.
-Result<void> AddLocator(BlockFile& file, ParentLocator* locator, uint32_t code,
-                        const std::string& path, uint64_t* end) {
+/// Appends a locator's text, in whole sectors; its place counts from the first text.
+Result<void> AddLocator(ParentLocator* locator, uint32_t code, const std::string& path,
+                        std::vector<uint8_t>* texts) {
   auto text = Utf8ToUtf16(path, std::endian::little);
   if (!text || text->empty() || text->size() > 60u << 10)
     return MakeError(Code::kInvalidArgument,
@@ -91,14 +94,14 @@ Result<void> AddLocator(BlockFile& file, ParentLocator* locator, uint32_t code,
   locator->data_length = static_cast<uint32_t>(text->size());
   text->resize(RoundUp(text->size(), kSector));
   locator->data_space = static_cast<uint32_t>(text->size());
-  locator->data_offset = *end;
-  TRY_VOID(file.Write(*text, *end));
-  *end += text->size();
+  locator->data_offset = texts->size();
+  texts->insert(texts->end(), text->begin(), text->end());
   return {};
 }
 
 /// The file's name alone, as much of it as there is room for.
 void SetParentName(DynamicHeader* header, const std::string& path) {
+  std::ranges::fill(header->parent_unicode_name, uint8_t{0});
   const auto name = Utf8ToUtf16(path.substr(path.find_last_of("\\/") + 1), std::endian::big);
   if (!name) return;
   std::copy_n(name->begin(), std::min(name->size(), sizeof(header->parent_unicode_name) - 2),
@@ -140,20 +143,48 @@ Result<void> FormatVhd(BlockFile& file, const CreateDiskOptions& options,
   return file.Flush();
 }
 
+Result<VhdParent> VhdParentOf(const std::string& path, const Image& parent,
+                              const ParentReference& reference) {
+  struct stat status = {};
+  if (::stat(path.c_str(), &status) < 0)
+    return vmm::Error::FromErrno(errno, fmt::format("'{}'", path));
+  VhdParent kept;
+  kept.identity = parent.identity();
+  kept.size_bytes = parent.info().size_bytes;
+  kept.modified = status.st_mtime;
+  kept.relative_path = reference.paths[0].text;
+  kept.absolute_path = reference.paths[1].text;
+  return kept;
+}
+
+Result<std::vector<uint8_t>> SetVhdParent(DynamicHeader* header, const VhdParent& parent) {
+  header->parent_unique_id = parent.identity;
+  header->parent_time_stamp = TimeStamp(parent.modified);
+  SetParentName(header, parent.relative_path);
+  std::ranges::fill(header->locators, ParentLocator{});
+  std::vector<uint8_t> texts;
+  TRY_VOID(AddLocator(&header->locators[0], kLocatorRelative, parent.relative_path, &texts));
+  if (!parent.absolute_path.empty())
+    TRY_VOID(AddLocator(&header->locators[1], kLocatorAbsolute, parent.absolute_path, &texts));
+  return texts;
+}
+
+void PlaceLocators(DynamicHeader* header, uint64_t file_offset) {
+  for (ParentLocator& locator : header->locators) {
+    if (locator.data_length != 0) locator.data_offset = locator.data_offset + file_offset;
+  }
+}
+
 Result<void> FormatVhdChild(BlockFile& file, const VhdParent& parent) {
   CreateDiskOptions options;
   options.size_bytes = parent.size_bytes;
   TRY_VOID(CheckVhdOptions(options));
   const Footer footer = NewFooter(DiskType::kDifferencing, parent.size_bytes, vmm::Guid::Random());
   DynamicHeader header = NewHeader(parent.size_bytes, kBlockBytes);
-  header.parent_unique_id = parent.identity;
-  header.parent_time_stamp = TimeStamp(parent.modified);
-  SetParentName(&header, parent.relative_path);
-  uint64_t end = TableEnd(header);
-  TRY_VOID(AddLocator(file, &header.locators[0], kLocatorRelative, parent.relative_path, &end));
-  if (!parent.absolute_path.empty())
-    TRY_VOID(AddLocator(file, &header.locators[1], kLocatorAbsolute, parent.absolute_path, &end));
-  return WriteStructures(file, footer, header, end);
+  const std::vector<uint8_t> texts = TRY(SetVhdParent(&header, parent));
+  PlaceLocators(&header, TableEnd(header));
+  TRY_VOID(file.Write(texts, TableEnd(header)));
+  return WriteStructures(file, footer, header, TableEnd(header) + texts.size());
 }
 
 }  // namespace kvmbus::virtdev

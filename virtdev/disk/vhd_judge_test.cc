@@ -206,6 +206,64 @@ TEST_F(VhdJudgeTest, AChildIsReadWithItsParent) {
   EXPECT_EQ(ShellIf("vhdiinfo", "vhdiinfo " + child + " | grep -i differential"), 0);
 }
 
+// What the offline operations leave is the same disk to them: resized, compacted, and then the sum
+// of a chain whose parent went somewhere else meanwhile.
+TEST_F(VhdJudgeTest, TheyReadWhatWasResizedAndCompacted) {
+  if (!Installed("qemu-img")) GTEST_SKIP() << "qemu-img is not installed";
+  const std::string raw = RawFile();
+  for (const bool fixed : {false, true}) {
+    const std::string path = folder_ + (fixed ? "/fixed.vhd" : "/dynamic.vhd");
+    Convert(raw, path, fixed);
+    for (const uint64_t mib : {20u, 4000u, 22u}) {
+      SCOPED_TRACE(mib);
+      if (fixed && mib > 1000) continue;
+      ASSERT_TRUE(ResizeDisk(path, mib << 20, true).ok());
+      if (!fixed) {
+        ASSERT_TRUE(CompactDisk(path, false, {}).ok());
+      }
+      std::filesystem::resize_file(raw, std::min<uintmax_t>(mib << 20, 20u << 20));
+      std::filesystem::resize_file(raw, mib << 20);
+      ExpectSound(path, true);
+      EXPECT_EQ(Shell("qemu-img compare -f raw -F vpc " + raw + " " + path), 0);
+      EXPECT_EQ(DescribeDisk(path)->size_bytes, mib << 20);
+    }
+  }
+}
+
+TEST_F(VhdJudgeTest, AChainIsRelinkedAndMerged) {
+  const std::string raw = RawFile(), base = folder_ + "/base.vhd", moved = folder_ + "/moved.vhd";
+  const std::string child = folder_ + "/child.avhd", other = folder_ + "/other.vhd";
+  Convert(raw, base);
+  Convert(raw, other);
+  CreateDiskOptions options;
+  options.format = "vhd";
+  options.parent = base;
+  ASSERT_TRUE(CreateDisk(child, options).ok());
+  {
+    auto image = OpenImage(child, false).value();
+    Write(*image, 3u << 20, Bytes(5u << 20, 0x3c));
+    ASSERT_TRUE(image->Close().ok());
+  }
+  std::filesystem::rename(base, moved);
+  EXPECT_FALSE(OpenChain(child, true).ok());
+  const auto refused = ReparentDisk(child, other, false);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().ToString().find("--ignore-id-mismatch"), std::string::npos);
+  ASSERT_TRUE(ReparentDisk(child, moved, false).ok());
+  ExpectSound(child, true);
+  EXPECT_EQ(ShellIf("7zz", "7zz x -so -tvhd " + child + " >" + folder_ + "/whole.raw"), 0);
+  ASSERT_TRUE(ReparentDisk(child, other, true).ok());
+  ASSERT_TRUE(CompactDisk(child, false, {}).ok());
+  ASSERT_TRUE(MergeDisk(child, {}).ok());
+  EXPECT_FALSE(std::filesystem::exists(child));
+  ExpectSound(other);
+  Convert(other, folder_ + "/merged.raw");
+  if (Installed("7zz")) {
+    EXPECT_EQ(Shell("cmp " + folder_ + "/whole.raw " + folder_ + "/merged.raw"), 0);
+  }
+  EXPECT_EQ(MergeDisk(other, {}).error().code(), vmm::Code::kInvalidArgument);
+}
+
 // Writers of interleaved sectors share blocks and bitmaps; one flushes meanwhile.
 TEST_F(VhdJudgeTest, ManyThreadsShareAnImage) {
   constexpr uint64_t kBytes = 16u << 20, kThreads = 3;

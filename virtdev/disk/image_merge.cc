@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "virtdev/disk/image_merge.h"
+
+#include <algorithm>
+
+#include "virtdev/disk/image_io.h"
+
+namespace kvmbus::virtdev {
+
+using vmm::Code;
+using vmm::Error;
+using vmm::MakeError;
+using vmm::Result;
+using Kind = ImageExtent::Kind;
+
+Result<void> CheckMergePair(const Image& child, const Image& parent) {
+  if (child.parent() == nullptr)
+    return Error(Code::kInvalidArgument, "it is no differencing disk: there is nothing to merge");
+  const auto& linkage = child.parent()->linkage;
+  if (std::find(linkage.begin(), linkage.end(), parent.identity()) == linkage.end())
+    return Error(Code::kFailedPrecondition,
+                 "its parent is not what it was made on: link the right one with 'vmctl disk "
+                 "reparent'");
+  const DiskInfo &a = child.info(), &b = parent.info();
+  if (a.size_bytes != b.size_bytes || a.logical_sector_bytes != b.logical_sector_bytes)
+    return MakeError(Code::kFailedPrecondition,
+                     "it has {} bytes in sectors of {}, its parent {} in sectors of {}: they must "
+                     "be equal",
+                     a.size_bytes, a.logical_sector_bytes, b.size_bytes, b.logical_sector_bytes);
+  return {};
+}
+
+Result<void> MergeRange(Image& child, uint64_t offset, uint64_t length, Image& parent) {
+  std::vector<ImageExtent> extents;
+  child.MapLayer(offset, length, &extents);
+  std::vector<uint8_t> bytes;
+  for (const ImageExtent& extent : extents) {
+    if (extent.kind == Kind::kData) {
+      bytes.resize(extent.length);
+      TRY_VOID(extent.file->Read(bytes, extent.file_offset));
+      TRY_VOID(WriteImage(parent, offset, bytes));
+    } else if (extent.kind == Kind::kZero) {
+      TRY_VOID(ZeroImage(parent, offset, extent.length));
+    }
+    offset += extent.length;
+  }
+  return {};
+}
+
+Result<void> MergeLayer(Image& child, Image& parent, const Progress& progress) {
+  constexpr uint64_t kPiece = 1u << 20;
+  const uint64_t total = child.info().size_bytes;
+  for (uint64_t at = 0; at < total; at += kPiece) {
+    const uint64_t length = std::min(kPiece, total - at);
+    TRY_VOID(MergeRange(child, at, length, parent));
+    if (parent.WantsFlush()) TRY_VOID(parent.Flush());
+    if (progress && !progress(at + length, total)) {
+      TRY_VOID(parent.Close());
+      return Error(Code::kCancelled, "cancelled; the chain is whole, and can be merged again");
+    }
+  }
+  return parent.Close();
+}
+
+}  // namespace kvmbus::virtdev
