@@ -118,7 +118,7 @@ def run_guest(part):
 
 
 def run_bench(part):
-    if not build(part, "release", ("vmm", "kvmbus-disk-load")):
+    if not build(part, "release", ("vmm", "vmctl", "kvmbus-disk-load")):
         return
     for comparison in ("bench/compare/boot", "bench/compare/disk"):
         if run([f"{ROOT}/{comparison}"]) == 0:

@@ -17,6 +17,8 @@ using vmm::Error;
 using vmm::Result;
 
 constexpr uint64_t kPieceBytes = 1u << 20;
+/// As small as a hole is worth a write of its own.
+constexpr uint64_t kUnitBytes = 64u << 10;
 /// The host's disk is kept busy while others look for zeroes.
 constexpr unsigned kThreads = 4;
 
@@ -49,9 +51,23 @@ class Copy {
     }
   }
 
+  /// What is zero within it stays a hole, too.
   Result<void> CopyPiece(uint64_t at, std::span<uint8_t> piece) {
-    if (TRY(ReadChain(from_, at, piece))) TRY_VOID(WriteImage(to_, at, piece));
+    if (!TRY(ReadChain(from_, at, piece))) return {};
+    for (uint64_t begin = 0; begin < piece.size();) {
+      uint64_t end = begin;
+      while (end < piece.size() && !IsZero(UnitAt(piece, end))) end += kUnitBytes;
+      end = std::min<uint64_t>(end, piece.size());
+      if (end != begin)
+        TRY_VOID(WriteImage(to_, at + begin, piece.subspan(begin, end - begin)));
+      else
+        end += kUnitBytes;
+      begin = end;
+    }
     return {};
+  }
+  static std::span<const uint8_t> UnitAt(std::span<const uint8_t> piece, uint64_t at) {
+    return piece.subspan(at, std::min<uint64_t>(kUnitBytes, piece.size() - at));
   }
 
   void Stop(Error error) {

@@ -14,10 +14,12 @@ using vhd::DynamicHeader;
 using vhd::Footer;
 using vmm::Result;
 
+/// Of a million of blocks: their names are made when they are needed.
 struct Extent {
   uint64_t offset, length;
-  std::string what;
+  uint64_t owner;  ///< a BAT entry, or kNamed + a number in the list of names
 };
+constexpr uint64_t kNamed = uint64_t{1} << 63;
 
 /// The sum that a checksum field should hold; on purpose another way than the driver's.
 uint32_t SlowChecksum(std::span<const uint8_t> bytes, size_t field) {
@@ -199,7 +201,8 @@ class Checker {
     block_ = header_.block_size;
     if (block_ < 0x10000 || block_ > 0x10000000 || (block_ & (block_ - 1)) != 0)
       return Fail("dynamic header", "block size {}", block_), false;
-    extents_ = {{0, 512, "the footer copy"}, {at, 1024, "the dynamic header"}};
+    Own(0, 512, "the footer copy");
+    Own(at, 1024, "the dynamic header");
     Locators();
     return true;
   }
@@ -220,8 +223,7 @@ class Checker {
         continue;
       }
       named = named || locator.data_length != 0;
-      if (locator.data_length != 0)
-        extents_.push_back({locator.data_offset, locator.data_length, where});
+      if (locator.data_length != 0) Own(locator.data_offset, locator.data_length, where);
     }
     if (type_ != 4) return;
     Note("file", "a differencing disk: its parent is not checked");
@@ -236,7 +238,7 @@ class Checker {
     if (entries > blocks) Note("BAT", "{} entries for {} blocks", entries, blocks);
     if (table % 512 != 0 || !IsPlace(table, entries * 4))
       return Fail("BAT", "{:#x}+{:#x} is no place in the file", table, entries * 4);
-    extents_.push_back({table, entries * 4, "the BAT"});
+    Own(table, entries * 4, "the BAT");
     constexpr uint64_t kBatch = 16384;
     for (uint64_t start = 0; start < entries; start += kBatch) {
       const uint64_t count = std::min(kBatch, entries - start);
@@ -256,11 +258,11 @@ class Checker {
   }
 
   void Block(uint64_t index, uint64_t offset) {
-    const std::string where = fmt::format("BAT entry {}", index);
     const uint64_t bits = block_ / 512, bitmap = (bits / 8 + 511) / 512 * 512;
     if (!IsPlace(offset, bitmap + block_))
-      return Fail(where, "its block at {:#x} is no place in the file of {} bytes", offset, size_);
-    extents_.push_back({offset, bitmap + block_, where});
+      return Fail(EntryName(index), "its block at {:#x} is no place in the file of {} bytes",
+                  offset, size_);
+    extents_.push_back({offset, bitmap + block_, index});
     if (type_ != 3) return;
     const auto bytes = Get(offset, bits / 8);
     if (std::any_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte != 0xff; }))
@@ -276,13 +278,22 @@ class Checker {
     for (size_t i = 0; i < extents_.size(); ++i) {
       const Extent& extent = extents_[i];
       if (extent.offset < end)
-        Fail(extent.what, "at {:#x} it overlaps {}", extent.offset, extents_[i - 1].what);
+        Fail(NameOf(extent), "at {:#x} it overlaps {}", extent.offset, NameOf(extents_[i - 1]));
       else
         gap(extent.offset - end);
       end = std::max(end, extent.offset + extent.length);
     }
     if (data_end_ > end) gap(data_end_ - end);
     if (unowned != 0) Note("file", "{} bytes of it belong to nothing", unowned);
+  }
+
+  static std::string EntryName(uint64_t index) { return fmt::format("BAT entry {}", index); }
+  std::string NameOf(const Extent& extent) const {
+    return extent.owner >= kNamed ? names_[extent.owner - kNamed] : EntryName(extent.owner);
+  }
+  void Own(uint64_t offset, uint64_t length, const std::string& name) {
+    extents_.push_back({offset, length, kNamed + names_.size()});
+    names_.push_back(name);
   }
 
   BlockFile& file_;
@@ -295,6 +306,7 @@ class Checker {
   uint32_t type_ = 0, block_ = 0;
   uint64_t disk_bytes_ = 0, holes_ = 0;
   std::vector<Extent> extents_;
+  std::vector<std::string> names_;
 };
 
 }  // namespace

@@ -19,10 +19,12 @@ using namespace vhdx;
 using check::SlowChecksum;
 using vmm::Result;
 
+/// Of millions of blocks: their names are made when they are needed.
 struct Extent {
   uint64_t offset, length;
-  std::string what;
+  uint64_t owner;  ///< a BAT entry, or kNamed + a number in the list of names
 };
+constexpr uint64_t kNamed = uint64_t{1} << 63;
 
 class Checker {
  public:
@@ -33,10 +35,11 @@ class Checker {
       Fail("file", "it has {} bytes; the header area alone has 1 MiB", view_.size());
       return std::move(report_);
     }
+    Own(0, 0x100000, "the header area");
     if (Headers() && Log()) {
       Regions();
       if (bat_.length != 0 && metadata_.length != 0 && Metadata()) Bat();
-      Overlaps();
+      Disjoint(std::move(extents_));
     }
     if (view_.failed()) Fail("file", "a part of it could not be read");
     report_.identity = header_.data_write_guid;
@@ -112,7 +115,7 @@ class Checker {
            header_.log_length, view_.size());
       return header_.log_guid.IsZero();
     }
-    extents_.push_back({header_.log_offset, header_.log_length, "the log"});
+    Own(header_.log_offset, header_.log_length, "the log");
     if (header_.log_guid.IsZero()) return true;
     const check::LogVerdict verdict = check::ReplayOver(&view_, header_);
     if (verdict.entries == 0) {
@@ -162,7 +165,7 @@ class Checker {
         entry.length > view_.size() - entry.file_offset)
       return Fail(where, "{:#x}+{:#x} is not a place in the file of {} bytes", entry.file_offset,
                   entry.length, view_.size());
-    extents_.push_back({entry.file_offset, entry.length, where});
+    Own(entry.file_offset, entry.length, where);
     if (entry.guid == kBatRegion) bat_ = {entry.file_offset, entry.length};
     if (entry.guid == kMetadataRegion) metadata_ = {entry.file_offset, entry.length};
   }
@@ -204,7 +207,7 @@ class Checker {
         Fail(where, "{:#x}+{:#x} lies outside its region", entry.offset, entry.length);
         continue;
       }
-      places.push_back({entry.offset, entry.length, where});
+      places.push_back({entry.offset, entry.length, Name(where)});
       if (!user) items_.emplace(entry.item_id, entry);
     }
     Disjoint(std::move(places));
@@ -271,7 +274,7 @@ class Checker {
 
   /// A partly present block: its bitmap must exist, and should have some of its bits.
   void Partial(uint64_t index) {
-    const std::string where = fmt::format("BAT entry {}", index);
+    const std::string where = EntryName(index);
     const uint64_t chunk = index / (ratio_ + 1), in_chunk = index % (ratio_ + 1);
     const uint64_t bitmap_index = chunk * (ratio_ + 1) + ratio_;
     const auto bitmap = Load<uint64_t>(view_.Get(bat_.offset + bitmap_index * 8, 8), 0);
@@ -292,36 +295,46 @@ class Checker {
   }
 
   void BatEntry(uint64_t index, uint64_t entry) {
-    const std::string where = fmt::format("BAT entry {}", index);
     const uint64_t state = entry & 7, offset = entry >> 20 << 20;
-    if (entry & 0xffff8) Fail(where, "reserved bits are set ({:#x})", entry);
+    if (entry & 0xffff8) Fail(EntryName(index), "reserved bits are set ({:#x})", entry);
     const bool bitmap = index % (ratio_ + 1) == ratio_;
     if (bitmap ? (state != 0 && state != 6)
                : (state == 4 || state == 5 || (state == 7 && !has_parent_)))
-      return Fail(where, "state {}", state);
-    if (state == 2 && offset != 0) Fail(where, "a block of zeroes has a place");
-    if (state == 0 && offset != 0) Note(where, "a block that is not present has a place");
+      return Fail(EntryName(index), "state {}", state);
+    if (state == 2 && offset != 0) Fail(EntryName(index), "a block of zeroes has a place");
+    if (state == 0 && offset != 0)
+      Note(EntryName(index), "a block that is not present has a place");
     if (state != 6 && state != 7) return;
     if (state == 7) partial_.push_back(index);
     const uint64_t length = bitmap ? 0x100000 : block_;
     if (offset < 0x100000 || offset > view_.size() || length > view_.size() - offset)
-      return Fail(where, "its block at {:#x} lies outside the file of {} bytes", offset,
+      return Fail(EntryName(index), "its block at {:#x} lies outside the file of {} bytes", offset,
                   view_.size());
-    extents_.push_back({offset, length, where});
-  }
-
-  void Overlaps() {
-    extents_.push_back({0, 0x100000, "the header area"});
-    Disjoint(std::move(extents_));
+    extents_.push_back({offset, length, index});
   }
 
   void Disjoint(std::vector<Extent> extents) {
-    std::sort(extents.begin(), extents.end(),
-              [](const Extent& a, const Extent& b) { return a.offset < b.offset; });
+    const auto by_offset = [](const Extent& a, const Extent& b) { return a.offset < b.offset; };
+    // They often are: blocks come in the order in which they were first written.
+    if (!std::is_sorted(extents.begin(), extents.end(), by_offset))
+      std::sort(extents.begin(), extents.end(), by_offset);
     for (size_t i = 1; i < extents.size(); ++i) {
       if (extents[i].offset < extents[i - 1].offset + extents[i - 1].length)
-        Fail(extents[i].what, "at {:#x} it overlaps {}", extents[i].offset, extents[i - 1].what);
+        Fail(NameOf(extents[i]), "at {:#x} it overlaps {}", extents[i].offset,
+             NameOf(extents[i - 1]));
     }
+  }
+
+  static std::string EntryName(uint64_t index) { return fmt::format("BAT entry {}", index); }
+  uint64_t Name(std::string name) {
+    names_.push_back(std::move(name));
+    return kNamed + names_.size() - 1;
+  }
+  std::string NameOf(const Extent& extent) const {
+    return extent.owner >= kNamed ? names_[extent.owner - kNamed] : EntryName(extent.owner);
+  }
+  void Own(uint64_t offset, uint64_t length, std::string name) {
+    extents_.push_back({offset, length, Name(std::move(name))});
   }
 
   static inline const std::set<vmm::Guid> kKnownItems = {
@@ -338,6 +351,7 @@ class Checker {
   bool has_parent_ = false;
   std::vector<uint64_t> partial_;  // BAT entries
   std::vector<Extent> extents_;
+  std::vector<std::string> names_;
 };
 
 }  // namespace
