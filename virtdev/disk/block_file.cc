@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <vector>
 
 #include "vmm/os/file.h"
@@ -26,10 +27,14 @@ class PosixBlockFile final : public BlockFile {
   PosixBlockFile(vmm::Fd fd, bool is_device) : fd_(std::move(fd)), is_device_(is_device) {}
   Result<uint64_t> Size() override { return vmm::FileSize(fd_.get()); }
   Result<void> Read(std::span<uint8_t> buffer, uint64_t offset) override {
+    if (!alignment_.is_none()) return DirectRead(fd_.get(), alignment_, buffer, offset);
     return vmm::PReadAll(fd_.get(), buffer, offset);
   }
   Result<void> Write(std::span<const uint8_t> buffer, uint64_t offset) override {
-    return vmm::PWriteAll(fd_.get(), buffer, offset);
+    if (alignment_.is_none()) return vmm::PWriteAll(fd_.get(), buffer, offset);
+    // Sectors are the transfers' or the metadata's, so that it has no other writers of their parts.
+    std::lock_guard lock(write_mutex_);
+    return DirectWrite(fd_.get(), alignment_, buffer, offset);
   }
   Result<void> Flush() override { return vmm::SyncFile(fd_.get()); }
   Result<void> Resize(uint64_t bytes) override {
@@ -56,6 +61,11 @@ class PosixBlockFile final : public BlockFile {
   }
   bool is_device() const override { return is_device_; }
   int fd() const override { return fd_.get(); }
+  const IoAlignment& alignment() const override { return alignment_; }
+  Result<void> GoDirect(uint32_t sector_bytes) override {
+    alignment_ = TRY(TurnDirect(fd_.get(), sector_bytes));
+    return {};
+  }
 
  private:
   bool Fallocate(int mode, uint64_t offset, uint64_t length) const {
@@ -65,6 +75,8 @@ class PosixBlockFile final : public BlockFile {
 
   const vmm::Fd fd_;
   const bool is_device_;
+  IoAlignment alignment_;   // of direct I/O, once it is on
+  std::mutex write_mutex_;  // two parts of one sector are not written at once
 };
 
 /// True if this descriptor of a process is the file and holds a lock of it.
@@ -136,6 +148,9 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
         "'{}' is in use by another process{}; stop the virtual machine that uses it", path,
         HolderOf(fd->get()));
   }
+  // It was for the opening alone: io_uring would not wait for storage that has to be waited for.
+  if (::fcntl(fd->get(), F_SETFL, ::fcntl(fd->get(), F_GETFL) & ~O_NONBLOCK) < 0)
+    return Error::FromErrno(errno, fmt::format("opening '{}'", path));
   return std::unique_ptr<BlockFile>(
       std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
 }

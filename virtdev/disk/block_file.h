@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "virtdev/disk/direct_io.h"
 #include "vmm/os/fd.h"
 #include "vmm/result/result.h"
 
@@ -30,6 +31,17 @@ class BlockFile {
   virtual bool is_device() const { return false; }
   /// The host's descriptor for asynchronous I/O, or -1 if only the calls above serve.
   virtual int fd() const { return -1; }
+  /// What transfers by fd() must keep to.
+  virtual const IoAlignment& alignment() const {
+    static constexpr IoAlignment kNone;
+    return kNone;
+  }
+  /// Past the host's page cache from now on, for whole sectors of that size; the calls above still
+  /// take anything. Before the first transfer. kUnimplemented: it cannot be, and is as before; the
+  /// error says why.
+  virtual vmm::Result<void> GoDirect(uint32_t /*sector_bytes*/) {
+    return vmm::Error(vmm::Code::kUnimplemented, "a part of it is in memory");
+  }
 };
 
 /// Opens and locks (shared if read-only, else exclusive). kNotFound, kUnavailable (in use),

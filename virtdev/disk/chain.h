@@ -58,6 +58,10 @@ class Chain {
 vmm::Result<std::unique_ptr<Chain>> OpenChain(const std::string& path, bool read_only,
                                               const std::vector<std::string>& roots = {});
 
+/// How a disk's top image uses the page cache; one log line where it cannot do without. Before its
+/// first transfer.
+void ApplyCaching(Image& image, DiskCaching caching, const std::string& path);
+
 /// The disk that a chain makes.
 std::unique_ptr<DiskIo> MakeChainDisk(std::unique_ptr<Chain> chain, bool force_threads);
 

@@ -90,9 +90,17 @@ class DiskIo {
   virtual void SetResizeListener(std::function<void()>) {}
 };
 
+enum class DiskCaching {
+  kDirect,    ///< past the host's page cache, where the file system and the image let us
+  kBuffered,  ///< through it
+};
+
 struct DiskOpenOptions {
   bool read_only = false;
   bool force_threads = false;  ///< do not try io_uring
+  /// Of the image itself. The parents of a differencing image, which many disks may share, always
+  /// use the page cache.
+  DiskCaching caching = DiskCaching::kDirect;
   /// Folders in which the parents of a differencing image may lie, at any depth, after all symbolic
   /// links: what an image says of its parent is not trusted with any other file of the host. None:
   /// the folder of the image itself and the folder above that one (unless it is /).

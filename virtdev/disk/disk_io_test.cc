@@ -22,7 +22,7 @@ class Waiter : public DiskCompletion {
   int done = 0;
 };
 
-class DiskIoTest : public testing::TestWithParam<std::tuple<std::string, bool>> {
+class DiskIoTest : public testing::TestWithParam<std::tuple<std::string, bool, DiskCaching>> {
  protected:
   DiskIoTest() {
     char folder[] = "/tmp/disk-test-XXXXXX";
@@ -67,13 +67,13 @@ class DiskIoTest : public testing::TestWithParam<std::tuple<std::string, bool>> 
 };
 
 TEST_P(DiskIoTest, ReadsBackWhatWasWrittenThroughCloseAndOpen) {
-  const auto& [format, threads] = GetParam();
+  const auto& [format, threads, caching] = GetParam();
   constexpr uint64_t kBytes = 16u << 20;
   const std::string path = Create(format, kBytes);
   std::vector<uint8_t> model(kBytes, 0);
   std::mt19937 random(5);
   for (int session = 0; session < 3; ++session) {
-    auto disk = OpenDisk(path, {false, threads});
+    auto disk = OpenDisk(path, {false, threads, caching});
     ASSERT_TRUE(disk.ok()) << disk.error().ToString();
     auto queue = (*disk)->OpenQueue(*loop_).value();
     for (int i = 0; i < 60; ++i) {
@@ -94,10 +94,10 @@ TEST_P(DiskIoTest, ReadsBackWhatWasWrittenThroughCloseAndOpen) {
 }
 
 TEST_P(DiskIoTest, BadRequestsAnswerErrno) {
-  const auto& [format, threads] = GetParam();
+  const auto& [format, threads, caching] = GetParam();
   const std::string path = Create(format, 1u << 20);
   {
-    auto disk = OpenDisk(path, {false, threads}).value();
+    auto disk = OpenDisk(path, {false, threads, caching}).value();
     auto queue = disk->OpenQueue(*loop_).value();
     std::vector<uint8_t> data(4096);
     EXPECT_EQ(Do(*queue, DiskRequest::Op::kRead, 1u << 20, &data), EINVAL);
@@ -106,14 +106,16 @@ TEST_P(DiskIoTest, BadRequestsAnswerErrno) {
     queue.reset();
     EXPECT_TRUE(disk->Close().ok());
   }
-  auto disk = OpenDisk(path, {true, threads}).value();
+  auto disk = OpenDisk(path, {true, threads, caching}).value();
   auto queue = disk->OpenQueue(*loop_).value();
   std::vector<uint8_t> data(4096);
   EXPECT_EQ(Do(*queue, DiskRequest::Op::kWrite, 0, &data), EROFS);
 }
 
 INSTANTIATE_TEST_SUITE_P(FormatsAndEngines, DiskIoTest,
-                         testing::Combine(testing::Values("raw", "vhd", "vhdx"), testing::Bool()));
+                         testing::Combine(testing::Values("raw", "vhd", "vhdx"), testing::Bool(),
+                                          testing::Values(DiskCaching::kDirect,
+                                                          DiskCaching::kBuffered)));
 
 class DiskToolsTest : public DiskIoTest {};
 

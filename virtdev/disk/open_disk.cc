@@ -5,6 +5,7 @@
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_io.h"
 #include "virtdev/disk/image_format.h"
+#include "vmm/os/log.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -46,10 +47,23 @@ vmm::Result<std::unique_ptr<Image>> OpenImage(const std::string& path, bool read
   return image;
 }
 
+void ApplyCaching(Image& image, DiskCaching caching, const std::string& path) {
+  if (caching == DiskCaching::kBuffered) return;
+  // The blocks of a dynamic VHD may lie on odd sectors: file systems take direct writes there one
+  // by one.
+  const bool is_odd = image.format() == "vhd" && image.info().can_unmap;
+  const vmm::Result<void> direct =
+      is_odd ? vmm::Error(vmm::Code::kUnimplemented, "it is a dynamic VHD")
+             : image.file().GoDirect(image.info().logical_sector_bytes);
+  if (!direct.ok())
+    spdlog::info("disk '{}' uses the page cache: {}", path, direct.error().ToString());
+}
+
 vmm::Result<std::unique_ptr<DiskIo>> OpenDisk(const std::string& path,
                                               const DiskOpenOptions& options) {
-  return MakeChainDisk(TRY(OpenChain(path, options.read_only, options.roots)),
-                       options.force_threads);
+  auto chain = TRY(OpenChain(path, options.read_only, options.roots));
+  ApplyCaching(chain->top(), options.caching, path);
+  return MakeChainDisk(std::move(chain), options.force_threads);
 }
 
 }  // namespace kvmbus::virtdev

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "virtdev/disk/bounce_queue.h"
 #include "virtdev/disk/host_engine.h"
 #include "vmm/os/thread.h"
 
@@ -141,7 +142,7 @@ class ThreadEngine final : public HostEngine {
  public:
   std::string_view name() const override { return "threads"; }
   vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
-    return std::unique_ptr<HostQueue>(std::make_unique<ThreadQueue>(pool_, loop));
+    return MakeBounceQueue(std::make_unique<ThreadQueue>(pool_, loop));
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <deque>
 
+#include "virtdev/disk/bounce_queue.h"
 #include "virtdev/disk/host_engine.h"
 
 namespace kvmbus::virtdev {
@@ -157,7 +158,7 @@ class UringEngine final : public HostEngine {
   vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
     auto queue = std::make_unique<UringQueue>(loop);
     TRY_VOID_CTX(queue->Initialise(), "opening a queue of a disk");
-    return std::unique_ptr<HostQueue>(std::move(queue));
+    return MakeBounceQueue(std::move(queue));
   }
 };
 
