@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cmd/vmctl/output.h"
+#include "config/vm.pb.h"
 
 namespace kvmbus::cmd {
 
@@ -22,6 +23,9 @@ void AddVmCommands(CLI::App& app, Context& context);
 void AddDiskCommands(CLI::App& app, Context& context);
 void AddDvdCommands(CLI::App& app, Context& context);
 void AddHostCommands(CLI::App& app, Context& context);
+
+/// An option of a verb that says how a disk uses the host's page cache.
+void AddCachingOption(CLI::App& verb, const std::string& name, config::DiskCaching* caching);
 
 /// Connects standard input and output to a VM's console; returns the exit status.
 int RunConsole(const std::string& socket_path);

@@ -253,6 +253,15 @@ void AddImageCommands(CLI::App* disk, Context& context) {
 
 }  // namespace
 
+void AddCachingOption(CLI::App& verb, const std::string& name, config::DiskCaching* caching) {
+  static const std::map<std::string, config::DiskCaching> kModes = {{"direct", config::DIRECT},
+                                                                    {"buffered", config::BUFFERED}};
+  verb.add_option(name, *caching,
+                  "direct: past the host's page cache, where its file system can (default); "
+                  "buffered: through it")
+      ->transform(CLI::CheckedTransformer(kModes).description("direct|buffered"));
+}
+
 void AddDiskCommands(CLI::App& app, Context& context) {
   CLI::App* disk = app.add_subcommand("disk", "Virtual hard disks");
   disk->require_subcommand(1);
@@ -262,6 +271,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
     std::string vm, path;
     uint32_t controller = 0, location = 0;
     bool read_only = false;
+    config::DiskCaching caching = config::DIRECT;
   };
   auto attach = std::make_shared<Slot>();
   CLI::App* verb =
@@ -271,6 +281,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
   verb->add_option("--controller", attach->controller, "SCSI controller (default 0)");
   verb->add_option("--location", attach->location, "0 to 63")->required();
   verb->add_flag("--read-only", attach->read_only, "The guest may not write");
+  AddCachingOption(*verb, "--caching", &attach->caching);
   verb->callback([&context, attach] {
     Client client(context.socket);
     api::AttachDiskRequest request;
@@ -280,6 +291,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
     request.mutable_disk()->set_controller(attach->controller);
     request.mutable_disk()->set_lun(attach->location);
     request.mutable_disk()->set_read_only(attach->read_only);
+    request.mutable_disk()->set_caching(attach->caching);
     api::VmStatus reply;
     grpc::ClientContext call;
     context.exit_status = client.Check(client.machines().AttachDisk(&call, request, &reply));

@@ -20,6 +20,10 @@ std::string StateName(worker::State state) {
   return index < std::size(kNames) ? kNames[index] : "Unknown";
 }
 
+std::string CachingName(const config::Disk& disk) {
+  return disk.kind() == config::DVD || disk.caching() == config::BUFFERED ? "buffered" : "direct";
+}
+
 std::string Absolute(const std::string& path) {
   return path.empty() ? path : std::filesystem::absolute(path).lexically_normal().string();
 }
@@ -40,6 +44,7 @@ Json ToJson(const api::VmStatus& vm) {
                                   {"path", Json::Text(disk.path())},
                                   {"controller", Json::Number(disk.controller())},
                                   {"location", Json::Number(disk.lun())},
+                                  {"caching", Json::Text(CachingName(disk))},
                                   {"read_only", Json::Boolean(disk.read_only())}}));
   for (const uint64_t parameter : vm.crash().parameters())
     parameters.push_back(Json::Number(parameter));
@@ -79,9 +84,10 @@ void PrintDetails(const api::VmStatus& vm) {
   if (vm.reboots() != 0) rows.push_back({"Restarts", std::to_string(vm.reboots())});
   for (const auto& disk : vm.config().disks())
     rows.push_back({disk.kind() == config::DVD ? "DVD" : "Disk",
-                    fmt::format("SCSI {} location {}: {}{}", disk.controller(), disk.lun(),
+                    fmt::format("SCSI {} location {}: {}{}{}", disk.controller(), disk.lun(),
                                 disk.path().empty() ? "empty" : disk.path(),
-                                disk.read_only() ? " (read-only)" : "")});
+                                disk.read_only() ? " (read-only)" : "",
+                                disk.caching() == config::BUFFERED ? " (buffered)" : "")});
   if (vm.has_crash()) rows.push_back({"Last crash", CrashSummary(vm.crash())});
   PrintTable(rows);
 }
@@ -214,6 +220,7 @@ struct CreateArguments {
   std::string name, memory = "1G", kernel, initrd, append, com1;
   std::vector<std::string> disks, dvds;
   uint32_t generation = 2, vcpus = 1, controllers = 1;
+  config::DiskCaching caching = config::DIRECT;
   bool no_heartbeat = false, no_shutdown = false, no_timesync = false, huge_pages = false;
 };
 
@@ -241,6 +248,7 @@ int Create(Context& context, const CreateArguments& arguments) {
   for (size_t i = 0; i < arguments.disks.size(); ++i) {
     config::Disk* disk = vm.add_disks();
     disk->set_path(Absolute(arguments.disks[i]));
+    disk->set_caching(arguments.caching);
     disk->set_lun(static_cast<uint32_t>(i));
   }
   for (const std::string& disc : arguments.dvds) {
@@ -266,6 +274,7 @@ void AddVmCommands(CLI::App& app, Context& context) {
   verb->add_option("--memory", create->memory, "Size, as 512M or 4G (default 1G)");
   verb->add_option("--disk", create->disks,
                    "Image, at the next location of SCSI controller 0; may be given again");
+  AddCachingOption(*verb, "--disk-caching", &create->caching);
   verb->add_option(
       "--dvd", create->dvds,
       "DVD drive at the location after the disks': an ISO image in it, or none; may be "

@@ -158,6 +158,7 @@ Result<void> Board::AttachToController(const config::Disk& disk) {
   if (disk.kind() == config::DVD) return AttachDvd(disk);
   virtdev::DiskOpenOptions options;
   options.read_only = disk.read_only();
+  if (disk.caching() == config::BUFFERED) options.caching = virtdev::DiskCaching::kBuffered;
   std::shared_ptr<virtdev::DiskIo> io =
       TRY_CTX(virtdev::OpenDisk(disk.path(), options), "opening disk '{}'", disk.path());
   virtdev::ScsiDisk::Options scsi;

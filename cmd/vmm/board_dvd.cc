@@ -12,6 +12,7 @@ namespace {
 Result<std::shared_ptr<virtdev::DiskIo>> OpenDisc(const std::string& path) {
   virtdev::DiskOpenOptions options;
   options.read_only = true;
+  options.caching = virtdev::DiskCaching::kBuffered;  // many drives may have the same disc
   std::shared_ptr<virtdev::DiskIo> io =
       TRY_CTX(virtdev::OpenDisk(path, options), "opening disc '{}'", path);
   if (io->format() == "raw") return io;
