@@ -18,7 +18,7 @@ struct Options {
   std::string path;
   uint64_t create_bytes = 0;
   uint64_t count = 1000, bytes = 4096, step = 4096, depth = 1, flush_interval = 0;
-  bool write = false, threads = false;
+  bool write = false, threads = false, buffered = false;
 };
 
 class Load final : public DiskCompletion {
@@ -141,6 +141,7 @@ vmm::Result<void> Measure(const Options& options) {
   auto loop = TRY(vmm::Loop::Create());
   DiskOpenOptions open;
   open.force_threads = options.threads;
+  open.caching = options.buffered ? DiskCaching::kBuffered : DiskCaching::kDirect;
   auto disk = TRY(OpenDisk(options.path, open));
   const uint64_t disk_bytes = disk->info().size_bytes;
   if (options.bytes > disk_bytes)
@@ -182,6 +183,7 @@ int main(int argc, char** argv) {
   app.add_option("--flush-interval", options.flush_interval, "requests between flushes, 0: none");
   app.add_flag("--write", options.write);
   app.add_flag("--threads", options.threads, "without io_uring");
+  app.add_flag("--buffered", options.buffered, "through the page cache");
   CLI11_PARSE(app, argc, argv);
   const auto done = options.create_bytes != 0 ? Create(options) : Measure(options);
   if (done.ok()) return 0;

@@ -117,7 +117,7 @@ const std::string& FullDisk(bool vhdx) {
   if (path.empty()) {
     path = FolderPath() + (vhdx ? "/full.vhdx" : "/full.raw");
     MakeDisk(path, vhdx ? "vhdx" : "raw", kDiskBytes, 2u << 20);
-    const auto disk = OpenDisk(path, {}).value();
+    const auto disk = OpenDisk(path, {false, false, DiskCaching::kBuffered}).value();
     {
       Batch batch(*disk, 1, 1u << 20);
       for (uint64_t i = 0; i < kDiskBytes >> 20; ++i)
@@ -136,7 +136,9 @@ void Report(benchmark::State& state, int64_t depth, int64_t bytes) {
 void Transfer(benchmark::State& state, DiskRequest::Op op) {
   const auto depth = static_cast<size_t>(state.range(2));
   const auto bytes = static_cast<size_t>(state.range(3)) << 10;
-  const auto disk = OpenDisk(FullDisk(state.range(0) != 0), {false, state.range(1) != 0}).value();
+  const auto disk =
+      OpenDisk(FullDisk(state.range(0) != 0), {false, state.range(1) != 0, DiskCaching::kBuffered})
+          .value();
   uint64_t requests = 0;
   {
     Batch batch(*disk, depth, bytes);
@@ -167,7 +169,8 @@ BENCHMARK(BM_Write)->Apply(FormatsAndEngines);
 
 /// A 4 KiB write and the flush that makes it durable.
 void BM_WriteAndFlush(benchmark::State& state) {
-  const auto disk = OpenDisk(FullDisk(state.range(0) != 0), {}).value();
+  const auto disk =
+      OpenDisk(FullDisk(state.range(0) != 0), {false, false, DiskCaching::kBuffered}).value();
   {
     Batch batch(*disk, 1, 4096);
     for (auto _ : state) {
@@ -194,7 +197,7 @@ void BM_AllocatingWrite(benchmark::State& state) {
   for (auto _ : state) {
     state.PauseTiming();
     MakeDisk(path, "vhdx", kFreshBytes, kFreshBlock);
-    auto disk = OpenDisk(path, {}).value();
+    auto disk = OpenDisk(path, {false, false, DiskCaching::kBuffered}).value();
     auto batch = std::make_unique<Batch>(*disk, depth, 4096);
     bool ok = true;
     state.ResumeTiming();
