@@ -16,6 +16,7 @@ from suite import Runner, choose, full_name
 import test_boot  # noqa: F401: registers its groups, as those below
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
+import test_fio  # noqa: F401
 import test_machine  # noqa: F401
 import test_service  # noqa: F401
 
