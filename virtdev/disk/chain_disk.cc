@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "virtdev/disk/chain.h"
+#include "virtdev/disk/disk_qos.h"
 #include "virtdev/disk/host_engine.h"
 #include "virtdev/disk/slow_worker.h"
 #include "vmm/os/log.h"
@@ -296,8 +297,8 @@ class ChainDisk final : public DiskIo {
   std::string_view format() const override { return chain_->top().format(); }
   Result<std::unique_ptr<DiskQueue>> OpenQueue(vmm::Loop& loop) override {
     auto host = TRY(engine_->OpenQueue(loop));
-    return std::unique_ptr<DiskQueue>(
-        std::make_unique<ChainQueue>(*chain_, *slow_, counters_, std::move(host), loop));
+    return qos_.Wrap(
+        std::make_unique<ChainQueue>(*chain_, *slow_, counters_, std::move(host), loop), loop);
   }
   Result<void> Close() override {
     slow_.reset();
@@ -309,12 +310,15 @@ class ChainDisk final : public DiskIo {
     visit("disk_flushes", counters_.flushes);
     visit("disk_unmaps", counters_.unmaps);
     visit("disk_errors", counters_.errors);
+    qos_.VisitCounters(visit);
   }
+  DiskQos* qos() override { return &qos_; }
 
  private:
   std::unique_ptr<Chain> chain_;
   std::unique_ptr<HostEngine> engine_;
   Counters counters_;
+  DiskQos qos_;
   std::unique_ptr<SlowWorker> slow_;
 };
 

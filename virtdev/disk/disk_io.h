@@ -55,6 +55,12 @@ class DiskRequest {
   int error = 0;  ///< result: 0 or an errno (EIO, ENOSPC, EROFS, EINVAL ...)
 
   void* engine = nullptr;  ///< the queue's own, while it is submitted
+  struct Qos {
+    DiskCompletion* completion = nullptr;
+    DiskRequest* next = nullptr;  ///< that waits behind it
+    uint64_t since_ns = 0;        ///< it waits, or is under way
+  };
+  Qos qos;  ///< QosQueue's own, likewise
 };
 
 /// A stream of requests of one thread (one storvsc channel). Home: the loop that it was opened on.
@@ -72,6 +78,8 @@ class DiskQueue {
   virtual void Drain() = 0;
 };
 
+class DiskQos;
+
 /// An open image. Queues of one DiskIo may live on different threads; it keeps its own metadata
 /// safe.
 class DiskIo {
@@ -84,6 +92,8 @@ class DiskIo {
   /// the log.
   virtual vmm::Result<void> Close() = 0;
   virtual void VisitCounters(const vmm::CounterVisitor&) const {}
+  /// Its limits and how long its requests take; null: it has none and nobody looks. Any thread.
+  virtual DiskQos* qos() { return nullptr; }
   /// `changed` runs on the thread that changes the size, after info() has the new one; null: nobody
   /// listens. No call of the former listener is under way when this returns. Images whose size
   /// cannot change while they are open ignore it.

@@ -84,6 +84,7 @@ void Loop::RunOnce(int timeout_ms) {
   std::array<epoll_event, 32> events;
   const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                  TimeoutMs(timeout_ms));
+  ++turn_;
   for (int i = 0; i < count; ++i) {
     const epoll_event& event = events[static_cast<size_t>(i)];
     if (event.data.fd == wake_.get()) {

@@ -59,6 +59,8 @@ class Loop {
   void CancelTimer(TimerId id);
 
   const Clock& clock() const { return clock_; }
+  /// Changes with every turn: what was read from the clock in the same one is not old. Home thread.
+  uint64_t turn() const { return turn_; }
 
  private:
   struct WatchEntry {
@@ -77,6 +79,7 @@ class Loop {
   std::map<std::pair<uint64_t, TimerId>, Task> timers_;  // by deadline
   std::unordered_map<TimerId, uint64_t> deadlines_;
   TimerId next_timer_ = 1;
+  uint64_t turn_ = 0;
 
   std::mutex mutex_;  // guards posted_
   std::vector<Task> posted_;
