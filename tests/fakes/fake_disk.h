@@ -19,7 +19,7 @@
 namespace kvmbus::tests {
 
 /// Any thread; the content and the book-keeping are under one lock.
-class FakeDisk final : public virtdev::DiskIo {
+class FakeDisk : public virtdev::DiskIo {
  public:
   using Op = virtdev::DiskRequest::Op;
 

@@ -52,9 +52,9 @@ INSTANTIATE_TEST_SUITE_P(
     Limits, DiskQosRateTest,
     testing::Values(RateCase{{0, 50, 0}, 512, 1, 1}, RateCase{{0, 500, 0}, 4096, 1, 32},
                     RateCase{{0, 500, 0}, 8192, 4, 1}, RateCase{{0, 500, 0}, 8704, 1, 4},
-                    RateCase{{0, 2000, 0}, 65536, 2, 8}, RateCase{{0, 20'000, 0}, 1u << 20, 4, 16},
+                    RateCase{{0, 2000, 0}, 65536, 2, 8}, RateCase{{0, 4000, 0}, 1u << 20, 4, 16},
                     RateCase{{0, 7001, 0}, 4096, 3, 64}, RateCase{{0, 0, 1u << 20}, 4096, 2, 4},
-                    RateCase{{0, 0, 200u << 20}, 1u << 20, 4, 8},
+                    RateCase{{0, 0, 32u << 20}, 1u << 20, 4, 8},
                     RateCase{{0, 1000, 1u << 20}, 4096, 2, 4},  // bytes bind
                     RateCase{{0, 100, 1u << 20}, 4096, 2, 4},   // operations bind
                     RateCase{{0, 1000, 1u << 20}, 65536, 2, 4}));

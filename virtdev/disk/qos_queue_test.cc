@@ -169,16 +169,16 @@ TEST(QosQueueTest, RequestsWithoutDataAreOneUnitAndErrorsAreCounted) {
 // On the host's clock: queues on four threads, limits that change meanwhile, statistics read
 // meanwhile; nothing is lost and everything is counted.
 TEST(QosQueueTest, ThreadsShareTheLimits) {
-  tests::FakeDisk disk(tests::FakeDisk::DefaultInfo(1u << 20));
+  tests::LimitedDisk disk(tests::FakeDisk::DefaultInfo(1u << 20));
+  DiskQos& qos = *disk.qos();
   disk.set_timing(tests::FakeDisk::Timing::kPosted);
-  DiskQos qos;
   std::vector<std::unique_ptr<vmm::LoopThread>> threads;
   std::vector<std::unique_ptr<QosTestLoad>> loads(4);
   for (size_t i = 0; i < loads.size(); ++i) {
     threads.push_back(vmm::LoopThread::Start(fmt::format("io/{}", i)).value());
     vmm::Loop& loop = threads[i]->loop();
     loop.PostAndWait([&] {
-      loads[i] = std::make_unique<QosTestLoad>(qos, disk, loop, 4096 << i);
+      loads[i] = std::make_unique<QosTestLoad>(disk, loop, 4096 << i);
       loads[i]->Start(8u << i, true);
     });
   }

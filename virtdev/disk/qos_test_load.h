@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "tests/fakes/fake_disk.h"
+#include "tests/fakes/limited_disk.h"
 #include "tests/fakes/manual_clock.h"
 #include "virtdev/disk/disk_qos.h"
 
@@ -21,10 +21,10 @@ inline constexpr uint64_t kMs = 1'000'000;
 /// One queue and its guest. Requests are read from the start of the disk.
 class QosTestLoad final : private DiskCompletion {
  public:
-  QosTestLoad(DiskQos& qos, tests::FakeDisk& disk, vmm::Loop& loop, uint64_t request_bytes)
+  QosTestLoad(DiskIo& disk, vmm::Loop& loop, uint64_t request_bytes)
       : loop_(loop),
         clock_(loop.clock()),
-        queue_(qos.Wrap(disk.OpenQueue(loop).value(), loop)),
+        queue_(disk.OpenQueue(loop).value()),
         buffer_(request_bytes),
         piece_{buffer_.data(), buffer_.size()} {}
   ~QosTestLoad() override {
@@ -83,12 +83,12 @@ class QosTestLoad final : private DiskCompletion {
 class QosTestDisk {
  public:
   explicit QosTestDisk(tests::FakeDisk::Timing timing = tests::FakeDisk::Timing::kPosted)
-      : disk(tests::FakeDisk::DefaultInfo(2u << 20)), qos(clock) {
+      : disk(tests::FakeDisk::DefaultInfo(2u << 20), clock), qos(*disk.qos()) {
     disk.set_timing(timing);
   }
   QosTestLoad& Add(uint64_t request_bytes) {
     loops_.push_back(vmm::Loop::Create(clock).value());
-    loads.push_back(std::make_unique<QosTestLoad>(qos, disk, *loops_.back(), request_bytes));
+    loads.push_back(std::make_unique<QosTestLoad>(disk, *loops_.back(), request_bytes));
     return *loads.back();
   }
   /// What is ready now, to the end.
@@ -110,8 +110,8 @@ class QosTestDisk {
   }
 
   tests::ManualClock clock;
-  tests::FakeDisk disk;
-  DiskQos qos;
+  tests::LimitedDisk disk;
+  DiskQos& qos;
 
  private:
   std::vector<std::unique_ptr<vmm::Loop>> loops_;

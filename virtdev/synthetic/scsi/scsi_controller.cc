@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "state/scsi.pb.h"
+#include "virtdev/disk/disk_qos.h"
 #include "virtdev/synthetic/scsi/detach_ticket.h"
 #include "vmm/os/log.h"
 
@@ -99,7 +100,10 @@ Result<void> SyntheticScsiController::DetachDisk(uint8_t lun, DetachDone done) {
   const Unit unit = std::move(at->second);
   units_.erase(at);
   if (unit.disk != nullptr) unit.disk->io()->SetResizeListener({});
-  auto ticket = std::make_shared<DetachTicket>(main_loop_, unit.lun().medium, std::move(done));
+  const std::shared_ptr<DiskIo> medium = unit.lun().medium;
+  // The last requests of a disk that goes wait for no limit.
+  if (medium != nullptr && medium->qos() != nullptr) medium->qos()->SetLimits({});
+  auto ticket = std::make_shared<DetachTicket>(main_loop_, medium, std::move(done));
   PostToChannels([lun, ticket](ScsiChannel& channel) { channel.RemoveUnit(lun, ticket); });
   AnnounceLunChange();
   return {};
