@@ -21,6 +21,8 @@ struct Context {
 
 void AddVmCommands(CLI::App& app, Context& context);
 void AddDiskCommands(CLI::App& app, Context& context);
+/// Verbs of `disk`, which AddDiskCommands makes.
+void AddDiskQosCommands(CLI::App* disk, Context& context);
 void AddDvdCommands(CLI::App& app, Context& context);
 void AddHostCommands(CLI::App& app, Context& context);
 

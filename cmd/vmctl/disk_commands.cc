@@ -9,6 +9,7 @@
 #include "cmd/vmctl/client.h"
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
+#include "cmd/vmctl/qos_arguments.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
 
@@ -266,12 +267,14 @@ void AddDiskCommands(CLI::App& app, Context& context) {
   CLI::App* disk = app.add_subcommand("disk", "Virtual hard disks");
   disk->require_subcommand(1);
   AddImageCommands(disk, context);
+  AddDiskQosCommands(disk, context);
 
   struct Slot {
     std::string vm, path;
     uint32_t controller = 0, location = 0;
     bool read_only = false;
     config::DiskCaching caching = config::DIRECT;
+    QosArguments qos;
   };
   auto attach = std::make_shared<Slot>();
   CLI::App* verb =
@@ -282,6 +285,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
   verb->add_option("--location", attach->location, "0 to 63")->required();
   verb->add_flag("--read-only", attach->read_only, "The guest may not write");
   AddCachingOption(*verb, "--caching", &attach->caching);
+  attach->qos.AddTo(verb);
   verb->callback([&context, attach] {
     Client client(context.socket);
     api::AttachDiskRequest request;
@@ -292,6 +296,16 @@ void AddDiskCommands(CLI::App& app, Context& context) {
     request.mutable_disk()->set_lun(attach->location);
     request.mutable_disk()->set_read_only(attach->read_only);
     request.mutable_disk()->set_caching(attach->caching);
+    config::DiskQosChange qos;
+    if (!attach->qos.Fill(&qos)) {
+      context.exit_status = kExitUsage;
+      return;
+    }
+    if (attach->qos.given()) {
+      request.mutable_disk()->mutable_qos()->set_min_iops(qos.min_iops());
+      request.mutable_disk()->mutable_qos()->set_max_iops(qos.max_iops());
+      request.mutable_disk()->mutable_qos()->set_max_bytes_per_second(qos.max_bytes_per_second());
+    }
     api::VmStatus reply;
     grpc::ClientContext call;
     context.exit_status = client.Check(client.machines().AttachDisk(&call, request, &reply));

@@ -161,6 +161,7 @@ Result<void> Board::AttachToController(const config::Disk& disk) {
   if (disk.caching() == config::BUFFERED) options.caching = virtdev::DiskCaching::kBuffered;
   std::shared_ptr<virtdev::DiskIo> io =
       TRY_CTX(virtdev::OpenDisk(disk.path(), options), "opening disk '{}'", disk.path());
+  if (disk.has_qos()) TRY_VOID_CTX(LimitDisk(*io, disk.qos()), "disk '{}'", disk.path());
   virtdev::ScsiDisk::Options scsi;
   scsi.initiator = vmm::Guid::Parse(config_.id()).value_or(vmm::Guid());
   if (!disk.read_only())

@@ -16,6 +16,7 @@
 #include "virtdev/chipset/generation_id.h"
 #include "virtdev/chipset/rtc.h"
 #include "virtdev/chipset/uart16550.h"
+#include "virtdev/disk/disk_qos.h"
 #include "virtdev/synthetic/ic/heartbeat.h"
 #include "virtdev/synthetic/ic/shutdown.h"
 #include "virtdev/synthetic/ic/timesync.h"
@@ -52,6 +53,11 @@ class Board {
   void RequestShutdown(bool restart, bool force, Done done);
   vmm::Result<void> AttachDisk(const config::Disk& disk);
   void DetachDisk(uint32_t controller, uint32_t lun, Done done);
+  /// board_qos.cc
+  vmm::Result<void> SetDiskQos(uint32_t controller, uint32_t lun, const config::DiskQos& qos);
+  using DiskVisitor = std::function<void(uint32_t controller, uint32_t lun,
+                                         const virtdev::DiskStatistics& statistics)>;
+  void VisitDiskStatistics(const DiskVisitor& visit) const;
   /// board_dvd.cc. `done` when the disc that was in, if any, is closed.
   void InsertDvd(uint32_t controller, uint32_t lun, const std::string& path, Done done);
   /// `done` also if the guest does not let the disc go.
@@ -76,6 +82,7 @@ class Board {
   vmm::Result<void> BuildOffer(const vmm::VmbusOffer& offer);
   vmm::Result<void> BuildController(const vmm::VmbusOffer& offer);
   vmm::Result<void> AttachToController(const config::Disk& disk);
+  static vmm::Result<void> LimitDisk(virtdev::DiskIo& io, const config::DiskQos& qos);
   vmm::Result<void> AttachDvd(const config::Disk& drive);
   vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;
   vmm::Result<void> BuildConsole(const std::string& run_dir);

@@ -221,6 +221,11 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
       return OnAttachDisk(request.attach_disk().disk(), std::move(reply));
     case Call::kDetachDisk:
       return OnDetachDisk(request.detach_disk(), std::move(reply));
+    case Call::kSetDiskQos:
+      return reply(FromResult(SetDiskQos(request.set_disk_qos())));
+    case Call::kDiskStatistics:
+      *answer.mutable_disk_statistics() = DiskStatistics();
+      return reply(answer);
     case Call::kInsertDvd:
       return OnInsertDvd(request.insert_dvd(), std::move(reply));
     case Call::kEjectDvd:

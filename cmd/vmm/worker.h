@@ -40,6 +40,9 @@ class Worker {
                          ControlServer::ReplyFunction reply);
   void OnAttachDisk(const config::Disk& disk, ControlServer::ReplyFunction reply);
   void OnDetachDisk(const worker::DetachDiskRequest& request, ControlServer::ReplyFunction reply);
+  /// worker_qos.cc
+  vmm::Result<void> SetDiskQos(const worker::SetDiskQosRequest& request);
+  worker::DiskStatisticsReply DiskStatistics() const;
   void OnInsertDvd(const worker::InsertDvdRequest& request, ControlServer::ReplyFunction reply);
   void OnEjectDvd(const worker::EjectDvdRequest& request, ControlServer::ReplyFunction reply);
   /// What the drive has now, in the configuration that a hello tells.

@@ -225,6 +225,23 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     });
   }
 
+  grpc::Status SetDiskQos(grpc::ServerContext*, const api::SetDiskQosRequest* request,
+                          api::VmStatus* reply) override {
+    return Act(request->vm(), reply, [&](const std::string& id, Inventory::Done done) {
+      inventory_.SetDiskQos(id, request->controller(), request->lun(), request->change(),
+                            std::move(done));
+    });
+  }
+  grpc::Status GetDiskStatistics(grpc::ServerContext*, const api::VmReference* request,
+                                 api::DiskStatisticsReply* reply) override {
+    worker::Request call;
+    call.mutable_disk_statistics();
+    const auto answer = Ask(request->vm(), std::move(call), kCallTimeoutNs);
+    if (!answer.ok()) return ToStatus(answer.error());
+    *reply->mutable_disks() = answer->disk_statistics().disks();
+    return grpc::Status::OK;
+  }
+
   grpc::Status InsertDvd(grpc::ServerContext*, const api::InsertDvdRequest* request,
                          api::VmStatus* reply) override {
     return Act(request->vm(), reply, [&](const std::string& id, Inventory::Done done) {

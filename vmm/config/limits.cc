@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "vmm/config/disk_qos.h"
 #include "vmm/guid/guid.h"
 
 namespace kvmbus::vmm {
@@ -58,6 +59,7 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
   if (disk.kind() != config::HARD_DISK && disk.kind() != config::DVD)
     return MakeError(Code::kInvalidArgument, "'{}': location {} has a drive of an unknown kind",
                      vm.name(), disk.lun());
+  TRY_VOID(ValidateDiskQos(vm, disk));
   if (vm.generation() == 2 && EndsWithoutCase(disk.path(), ".vhd"))
     return MakeError(
         Code::kInvalidArgument,

@@ -60,6 +60,33 @@ TEST(LimitsTest, EachLimitIsNamed) {
          vm->mutable_disks(0)->set_kind(static_cast<config::DiskKind>(7));
        },
        Code::kInvalidArgument, "unknown kind"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a");
+         vm->mutable_disks(0)->mutable_qos()->set_max_iops(7);
+       },
+       Code::kOutOfRange, "8 to 1000000000 are allowed, or 0"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a");
+         vm->mutable_disks(0)->mutable_qos()->set_max_bytes_per_second(65535);
+       },
+       Code::kOutOfRange, "64K to 1T are allowed, or 0"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a");
+         vm->mutable_disks(0)->mutable_qos()->set_min_iops(1'000'000'001);
+       },
+       Code::kOutOfRange, "a minimum of 1000000001"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a");
+         vm->mutable_disks(0)->mutable_qos()->set_min_iops(101);
+         vm->mutable_disks(0)->mutable_qos()->set_max_iops(100);
+       },
+       Code::kInvalidArgument,
+       "minimum of 101 I/O operations a second is above the maximum of 100"},
+      {[](auto* vm) {
+         vm->add_disks()->set_kind(config::DVD);
+         vm->mutable_disks(0)->mutable_qos()->set_max_iops(100);
+       },
+       Code::kInvalidArgument, "a DVD drive has no limits"},
       {[](auto* vm) { vm->mutable_firmware()->clear_kernel(); }, Code::kInvalidArgument,
        "--kernel"},
       {[](auto* vm) { vm->mutable_serial()->set_com1("tty"); }, Code::kInvalidArgument, "COM1"},
@@ -74,6 +101,17 @@ TEST(LimitsTest, EachLimitIsNamed) {
         << result.error().ToString();
     EXPECT_EQ(result.error().ToString().find('\n'), std::string::npos);
   }
+}
+
+TEST(Limits, QosWithinItsBoundsIsValid) {
+  config::Vm vm = Good();
+  vm.add_disks()->set_path("/a");
+  config::DiskQos& qos = *vm.mutable_disks(0)->mutable_qos();
+  qos.set_min_iops(500);  // without a maximum
+  EXPECT_TRUE(ValidateConfig(vm).ok());
+  qos.set_max_iops(500);
+  qos.set_max_bytes_per_second(64 << 10);
+  EXPECT_TRUE(ValidateConfig(vm).ok()) << ValidateConfig(vm).error().ToString();
 }
 
 TEST(Limits, DvdDrives) {

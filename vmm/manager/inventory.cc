@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "vmm/config/disk_qos.h"
 #include "vmm/config/limits.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
@@ -432,9 +433,6 @@ void Inventory::EjectDvd(const std::string& id, uint32_t controller, uint32_t lu
 /// `drive` as it is to be afterwards.
 void Inventory::ChangeDisc(const std::string& id, config::Disk drive, worker::Request request,
                            Done done) {
-  Record* record = Find(id);
-  if (record == nullptr)
-    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
   drive.set_kind(config::DVD);
   // The machine as it is to be, if it has the drive.
   const auto changed = [drive](config::Vm vm) -> Result<config::Vm> {
@@ -451,6 +449,36 @@ void Inventory::ChangeDisc(const std::string& id, config::Disk drive, worker::Re
                      "them",
                      vm.name(), drive.controller(), drive.lun());
   };
+  ChangeConfig(id, changed, std::move(request), std::move(done));
+}
+
+void Inventory::SetDiskQos(const std::string& id, uint32_t controller, uint32_t lun,
+                           const config::DiskQosChange& change, Done done) {
+  const auto changed = [=](config::Vm vm) -> Result<config::Vm> {
+    for (config::Disk& disk : *vm.mutable_disks()) {
+      if (disk.controller() != controller || disk.lun() != lun) continue;
+      ChangeDiskQos(change, disk.mutable_qos());
+      TRY_VOID(ValidateDisk(vm, disk));
+      return vm;
+    }
+    return MakeError(Code::kNotFound,
+                     "'{}' has no disk on controller {} at location {}; 'vmctl disk list' lists "
+                     "them",
+                     vm.name(), controller, lun);
+  };
+  worker::Request request;
+  request.mutable_set_disk_qos()->set_controller(controller);
+  request.mutable_set_disk_qos()->set_lun(lun);
+  *request.mutable_set_disk_qos()->mutable_change() = change;
+  ChangeConfig(id, changed, std::move(request), std::move(done));
+}
+
+/// Checks the change, has the running machine make it, and then stores it.
+void Inventory::ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
+                             Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
   if (auto valid = changed(record->config); !valid.ok()) return done(std::move(valid.error()));
   const auto store = [this, id, changed]() -> Result<void> {
     Record* target = Find(id);

@@ -61,6 +61,9 @@ class Inventory {
   /// Changes the configuration, and the running machine too.
   void AttachDisk(const std::string& id, const config::Disk& disk, Done done);
   void DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done);
+  /// Changes a disk's Storage QoS, running or not.
+  void SetDiskQos(const std::string& id, uint32_t controller, uint32_t lun,
+                  const config::DiskQosChange& change, Done done);
 
   /// Puts a disc into a DVD drive, or takes it out; a running guest that holds it is asked first
   /// unless it is forced.
@@ -87,6 +90,9 @@ class Inventory {
   void TryConnect(Record& record);
   Result<void> Connect(Record& record);
   void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
+  using Change = std::function<Result<config::Vm>(config::Vm)>;
+  void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
+                    Done done);
   void OnStatus(Record& record, const worker::Status& status);
   void OnWorkerEnded(Record& record);
   void WatchProcess(Record& record);
