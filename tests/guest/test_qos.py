@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage QoS, felt by a guest and changed under it."""
+
+import json
+
+from service import Vm
+from suite import Group, eventually, expect, expect_equal, group
+
+LIMIT = 200  # I/O operations a second; the software host does many times that
+BLOCK = 16384  # bytes: two operations
+
+
+@group
+class Qos(Group):
+    """A guest in its initramfs with one disk."""
+
+    def set_up(self):
+        self.disk = self.context.new_disk("qos", "256M")
+        self.vm = Vm(self.service, "qos", self.image, disks=[self.disk])
+        self.vm.boot("initramfs")
+        self.device = self.vm.run("lun 0")
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def statistics(self):
+        [disk] = json.loads(self.service.vmctl("--format", "json", "disk", "list", "qos"))
+        return disk
+
+    def qos(self, *options):
+        self.service.vmctl("disk", "qos", "qos", "--location", "0", *options)
+
+    def write(self, blocks):
+        """Past the guest's cache, one at a time: (the guest's seconds, operations that the disk did)."""
+        before = self.statistics()["normalized_ios"]
+        text = self.vm.run(f"read a rest </proc/uptime; dd if=/dev/zero of={self.device} bs={BLOCK} count={blocks} "
+                           "oflag=direct 2>/dev/null && read b rest </proc/uptime && echo $a $b")
+        start, end = (float(word) for word in text.split())
+        return end - start, self.statistics()["normalized_ios"] - before
+
+    def test_a_limit_set_on_a_running_disk_holds_and_is_lifted(self):
+        self.qos("--max-iops", str(LIMIT))
+        seconds, done = self.write(1000)
+        expect(2000 <= done <= 2100, f"{done} operations for 1000 blocks of two")
+        rate = done / seconds
+        expect(LIMIT * 0.7 <= rate <= LIMIT * 1.1, f"{rate:.0f} operations a second under a limit of {LIMIT}")
+        held = self.statistics()["latency_ns"]["held"]
+        expect(held["count"] > 800, f"{held['count']} requests were held back")
+        self.qos("--max-iops", "0")
+        seconds, done = self.write(1000)
+        expect(done / seconds > LIMIT * 2, f"{done / seconds:.0f} operations a second after the limit was lifted")
+        expect_equal(self.statistics()["latency_ns"]["held"]["count"], held["count"], "requests held back")
+
+    def test_bytes_are_limited(self):
+        self.qos("--max-bytes", "2M")
+        seconds, _ = self.write(512)  # 8 MiB
+        expect(3.6 <= seconds <= 6, f"{seconds:.1f} s for 8 MiB at 2 MiB/s")
+        self.qos("--max-bytes", "0")
+
+    def test_a_pause_and_a_pulse_do_not_wait_for_held_requests(self):
+        self.qos("--max-iops", "8")
+        self.vm.run(f"for i in 0 1 2 3; do dd if=/dev/zero of={self.device} bs=1M count=1 seek=$i oflag=direct "
+                    "2>/dev/null & done; usleep 500000")  # a minute's worth
+        self.service.vmctl("vm", "pause", "qos")
+        self.service.vmctl("vm", "resume", "qos")
+        self.service.vmctl("vm", "pulse", "qos")
+        self.qos("--max-iops", "0")
+        self.vm.run("while pidof dd >/dev/null; do usleep 100000; done")
+        expect_equal(self.statistics()["errors"], 0, "failed requests")
+
+    def test_a_minimum_that_is_missed_is_reported(self):
+        expect_equal(self.statistics()["status"], "Not monitored", "the status without a minimum")
+        self.qos("--min-iops", "900000000")  # no disk does that
+        self.vm.run(f"for i in 0 1 2 3; do dd if=/dev/zero of={self.device} bs=64k seek=${{i}}000 count=1000 "
+                    "oflag=direct 2>/dev/null & done; sleep 5; killall dd; true")
+        eventually(lambda: self.statistics()["insufficient_seconds"] > 0, "an insufficient second", 20)
+        self.qos("--min-iops", "1")
+        self.write(100)
+        expect_equal(self.statistics()["status"], "OK", "the status")
+        self.qos("--min-iops", "0")
+
+    def test_limits_are_kept_and_bad_ones_are_refused(self):
+        self.qos("--min-iops", "50", "--max-iops", "100")
+        for options, said in ((("--min-iops", "101"), "above the maximum of 100"), (("--max-iops", "7"), "8 to"),
+                              (("--max-bytes", "1"), "64K to 1T"), ((), "nothing to change")):
+            _, line = self.service.refused("disk", "qos", "qos", "--location", "0", *options)
+            expect(said in line, f"{options}: {line}")
+        _, line = self.service.refused("disk", "qos", "qos", "--location", "9", "--max-iops", "100")
+        expect("no disk" in line and "disk list" in line, line)
+        self.service.vmctl("vm", "turn-off", "qos")
+        self.vm.wait("off", 60)
+        self.qos("--max-bytes", "1M")
+        disk = self.statistics()
+        expect_equal((disk["min_iops"], disk["max_iops"], disk["max_bytes_per_second"]), (50, 100, 1 << 20), "limits")
+        expect("status" not in disk, "a disk that is not open has no statistics")
+        self.vm.boot("initramfs")
+        self.device = self.vm.run("lun 0")
+        seconds, done = self.write(256)
+        expect(done / seconds <= 110, f"{done / seconds:.0f} operations a second after a restart, 100 allowed")
