@@ -73,6 +73,10 @@ class GuestMemory {
   static Result<std::unique_ptr<GuestMemory>> Create(std::span<const MemoryRange> ranges) {
     return Create(ranges, Options());
   }
+  /// The RAM of a VM of another process, which is trusted with nothing: `memfd` as that process has
+  /// it in fd(), `ranges` of the same order. kInvalidArgument: no memory file of that size, or one
+  /// that may shrink under us. Dirty marks made here are not the other process's.
+  static Result<std::unique_ptr<GuestMemory>> Adopt(std::span<const MemoryRange> ranges, Fd memfd);
   ~GuestMemory();
 
   std::span<const Region> regions() const { return regions_; }
@@ -125,6 +129,8 @@ class GuestMemory {
 
  private:
   GuestMemory() = default;
+  Result<void> SetRegions(std::span<const MemoryRange> ranges);
+  Result<void> Map(int flags);
   const Region* Locate(uint64_t gpa, uint64_t size) const;
 
   Fd memfd_;

@@ -2,6 +2,7 @@
 #include "vmm/memory/guest_memory.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -69,6 +70,19 @@ TEST_F(GuestMemoryTest, TheHostsWritesAreTracked) {
   mapping->MarkDirty(4090, 10);
   EXPECT_EQ(memory_->TakeDirtyPages(), (std::vector<uint64_t>{5, 9, 0x100000, 0x100001}));
   EXPECT_TRUE(memory_->TakeDirtyPages().empty());
+}
+
+TEST_F(GuestMemoryTest, AnotherProcessHasTheSameRam) {
+  std::vector<MemoryRange> ranges;
+  for (const auto& region : memory_->regions()) ranges.push_back({region.gpa, region.size});
+  auto other = GuestMemory::Adopt(ranges, Fd(::dup(memory_->fd())));
+  ASSERT_TRUE(other.ok()) << other.error().ToString();
+  ASSERT_TRUE((*other)->WriteObject<uint64_t>(0x100000ff0, 42));
+  EXPECT_EQ(memory_->ReadObject<uint64_t>(0x100000ff0), 42u);
+  EXPECT_FALSE((*other)->Contains(ranges[0].gpa + ranges[0].size, 1));
+  ranges.pop_back();
+  EXPECT_FALSE(GuestMemory::Adopt(ranges, Fd(::dup(memory_->fd()))).ok()) << "not its size";
+  EXPECT_LT(::ftruncate(memory_->fd(), 4096), 0) << "it cannot shrink under the other";
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,27 +39,24 @@ void PageMapping::MarkDirty(size_t offset, size_t size) const {
   }
 }
 
-Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryRange> ranges,
-                                                         Options options) {
-  std::unique_ptr<GuestMemory> self(new GuestMemory());
+Result<void> GuestMemory::SetRegions(std::span<const MemoryRange> ranges) {
   uint64_t end = 0;
   for (const MemoryRange& range : ranges) {
     if (range.gpa < end || range.gpa % kPageSize != 0 || range.size % kPageSize != 0 ||
         range.size == 0 || range.gpa + range.size < range.gpa)
       return Error(Code::kInvalidArgument, "memory ranges overlap or are not page-aligned");
     end = range.gpa + range.size;
-    self->regions_.push_back({range.gpa, range.size, nullptr, self->ram_bytes_});
-    self->ram_bytes_ += range.size;
+    regions_.push_back({range.gpa, range.size, nullptr, ram_bytes_});
+    ram_bytes_ += range.size;  // no more than `end`
   }
-  const unsigned huge = options.huge_pages ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
-  self->memfd_ = Fd(::memfd_create("guest-ram", MFD_CLOEXEC | huge));
-  if (!self->memfd_.valid()) return Error::FromErrno(errno, "memfd_create for guest memory");
-  if (::ftruncate(self->memfd_.get(), static_cast<off_t>(self->ram_bytes_)) < 0)
-    return Error::FromErrno(
-        errno, fmt::format("reserving {} MiB of guest memory", self->ram_bytes_ >> 20));
+  return {};
+}
+
+Result<void> GuestMemory::Map(int flags) {
   // Reserve 2 MiB more than asked, so that the RAM can start at a huge-page boundary.
   constexpr uint64_t kAlign = 2u << 20;
-  void* reserved = ::mmap(nullptr, self->ram_bytes_ + kAlign, PROT_NONE,
+  if (ram_bytes_ > ~uint64_t{0} / 2) return Error(Code::kOutOfRange, "more memory than there is");
+  void* reserved = ::mmap(nullptr, ram_bytes_ + kAlign, PROT_NONE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED)
     return Error::FromErrno(errno, "reserving addresses for guest memory");
@@ -65,21 +64,56 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryR
   const uintptr_t aligned = (start + kAlign - 1) & ~(kAlign - 1);
   if (aligned != start) ::munmap(reserved, aligned - start);
   const uintptr_t tail = start + kAlign - aligned;
-  if (tail != 0) ::munmap(reinterpret_cast<void*>(aligned + self->ram_bytes_), tail);
-  void* base = ::mmap(reinterpret_cast<void*>(aligned), self->ram_bytes_, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_FIXED | MAP_NORESERVE, self->memfd_.get(), 0);
+  if (tail != 0) ::munmap(reinterpret_cast<void*>(aligned + ram_bytes_), tail);
+  void* base = ::mmap(reinterpret_cast<void*>(aligned), ram_bytes_, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_FIXED | flags, memfd_.get(), 0);
   if (base == MAP_FAILED) {
     const int saved = errno;
-    ::munmap(reinterpret_cast<void*>(aligned), self->ram_bytes_);
-    return Error::FromErrno(
-        saved, options.huge_pages ? "mapping guest memory from huge pages (see vm.nr_hugepages)"
-                                  : "mapping guest memory");
+    ::munmap(reinterpret_cast<void*>(aligned), ram_bytes_);
+    return Error::FromErrno(saved, "mapping guest memory");
   }
-  self->base_ = static_cast<uint8_t*>(base);
-  if (!options.huge_pages)
-    ::madvise(base, self->ram_bytes_, MADV_HUGEPAGE);  // a hint; refusal costs nothing
-  ::madvise(base, self->ram_bytes_, MADV_DONTDUMP);
-  for (Region& region : self->regions_) region.hva = self->base_ + region.file_offset;
+  base_ = static_cast<uint8_t*>(base);
+  ::madvise(base, ram_bytes_, MADV_DONTDUMP);
+  for (Region& region : regions_) region.hva = base_ + region.file_offset;
+  return {};
+}
+
+Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryRange> ranges,
+                                                         Options options) {
+  std::unique_ptr<GuestMemory> self(new GuestMemory());
+  TRY_VOID(self->SetRegions(ranges));
+  const unsigned huge = options.huge_pages ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
+  self->memfd_ = Fd(::memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge));
+  if (!self->memfd_.valid()) return Error::FromErrno(errno, "memfd_create for guest memory");
+  if (::ftruncate(self->memfd_.get(), static_cast<off_t>(self->ram_bytes_)) < 0)
+    return Error::FromErrno(
+        errno, fmt::format("reserving {} MiB of guest memory", self->ram_bytes_ >> 20));
+  // Whoever else maps it (a shared disk's owner) need not fear that it shrinks.
+  if (::fcntl(self->memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+    return Error::FromErrno(errno, "sealing the size of guest memory");
+  auto mapped = self->Map(MAP_NORESERVE);
+  if (!mapped.ok()) {
+    if (!options.huge_pages) return std::move(mapped.error());
+    return std::move(mapped.error()).WithContext("with huge pages (see vm.nr_hugepages)");
+  }
+  if (!options.huge_pages)  // a hint; refusal costs nothing
+    ::madvise(self->base_, self->ram_bytes_, MADV_HUGEPAGE);
+  return self;
+}
+
+Result<std::unique_ptr<GuestMemory>> GuestMemory::Adopt(std::span<const MemoryRange> ranges,
+                                                        Fd memfd) {
+  std::unique_ptr<GuestMemory> self(new GuestMemory());
+  TRY_VOID(self->SetRegions(ranges));
+  // Only memory files have seals: nothing that a file system could hold us up with.
+  const int seals = ::fcntl(memfd.get(), F_GET_SEALS);
+  struct stat status = {};
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || ::fstat(memfd.get(), &status) < 0 ||
+      static_cast<uint64_t>(status.st_size) != self->ram_bytes_ || self->ram_bytes_ == 0)
+    return Error(Code::kInvalidArgument, "no memory file of the size of its ranges, sealed so");
+  self->memfd_ = std::move(memfd);
+  // Huge pages are reserved for this mapping too: a touch of one that is not to be had kills us.
+  TRY_VOID(self->Map(0));
   return self;
 }
 
