@@ -59,6 +59,16 @@ bool GuestBuffer::AppendPages(vmm::GuestMemory& memory, std::span<const uint64_t
   return true;
 }
 
+bool GuestBuffer::AppendRange(vmm::GuestMemory& memory, uint64_t gpa, uint64_t bytes) {
+  KVMBUS_ASSERT(memory_ == nullptr || memory_ == &memory);
+  // SAFETY: the range is RAM in one region or the pointer is null; regions never go away.
+  uint8_t* host = memory.HostPointer(gpa, bytes);
+  if (host == nullptr) return false;
+  memory_ = &memory;
+  if (bytes != 0) AppendSegment(host, gpa, bytes);
+  return true;
+}
+
 void GuestBuffer::AppendHost(std::span<uint8_t> bytes) {
   if (!bytes.empty()) AppendSegment(bytes.data(), kNoGpa, bytes.size());
 }

@@ -22,6 +22,8 @@ class GuestBuffer {
   /// if a page is not RAM or the pages are too few.
   [[nodiscard]] bool AppendPages(vmm::GuestMemory& memory, std::span<const uint64_t> pfns,
                                  uint32_t offset, uint32_t bytes);
+  /// Appends one range of guest RAM. False, and nothing appended, if it is not RAM in one region.
+  [[nodiscard]] bool AppendRange(vmm::GuestMemory& memory, uint64_t gpa, uint64_t bytes);
   /// Appends memory of the VMM's own (a PIO buffer, a test's).
   void AppendHost(std::span<uint8_t> bytes);
   /// Forgets what is beyond the first `bytes`.
@@ -29,6 +31,9 @@ class GuestBuffer {
 
   uint64_t size() const { return size_; }
   std::span<const iovec> iov() const { return iov_; }
+  /// Where each of iov() lies in the guest's memory; kNoGpa: it is the VMM's own.
+  std::span<const uint64_t> gpas() const { return gpas_; }
+  static constexpr uint64_t kNoGpa = ~uint64_t{0};
 
   /// Copies from or to `offset`, as much as both sides have; returns how much. CopyOut marks what
   /// it writes.
@@ -40,8 +45,6 @@ class GuestBuffer {
   void MarkDirty(uint64_t bytes);
 
  private:
-  static constexpr uint64_t kNoGpa = ~uint64_t{0};
-
   void AppendSegment(uint8_t* host, uint64_t gpa, size_t bytes);
   /// Calls visit(host pointer, its GPA, bytes before it, bytes) for each piece of the range until
   /// it returns false; returns the bytes of the pieces for which it returned true.

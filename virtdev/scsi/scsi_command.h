@@ -47,11 +47,14 @@ class ScsiCommand : private DiskCompletion {
 
   /// Makes a command of many steps end at the next one, with status BUSY: the initiator repeats it.
   void Interrupt() { interrupted_ = true; }
+  /// Nobody hears any more what came of it: it ends at the next step, whatever it waits for.
+  void Abandon() { interrupted_ = abandoned_ = true; }
 
  private:
   friend class ScsiUnit;
   friend class ScsiDisk;
   friend class ScsiDvd;
+  friend class RemoteScsiDisk;
   enum class Step { kFinished, kWaiting };
   using Continuation = Step (ScsiUnit::*)(ScsiCommand&);
 
@@ -71,8 +74,10 @@ class ScsiCommand : private DiskCompletion {
   bool in_step_ = false;         ///< request_ may complete inside Submit
   bool request_done_ = false;
   bool interrupted_ = false;
-  bool counted_ = false;      ///< among its initiator's commands under way
-  uint64_t abort_epoch_ = 0;  ///< of its initiator when it began
+  bool abandoned_ = false;
+  bool counted_ = false;         ///< among its initiator's commands under way
+  uint64_t abort_epoch_ = 0;     ///< of its initiator when it began
+  uint64_t written_before_ = 0;  ///< of a flush of a remote disk: the writes that it covers
 
   // Of commands of many steps.
   Extent rest_;                   ///< what is still to be done

@@ -61,6 +61,7 @@ ScsiDisk::Step ScsiDisk::PersistentReserveOut(ScsiCommand& command) {
 /// promise that it no longer does. Each turn of the wait is a flush, which needs no timer and no
 /// thread. An interrupt does not end it: asked a second time, there would be nobody to preempt.
 ScsiDisk::Step ScsiDisk::AwaitAborted(ScsiCommand& command) {
+  if (command.abandoned_) return End(command, scsi::Status::kBusy);
   if (info_.read_only || options_.reservations->AbortsAreDone())
     return Good(command, command.data.size());
   return Submit(command, DiskRequest::Op::kFlush, {}, &ScsiDisk::AwaitAborted);

@@ -107,6 +107,7 @@ inline constexpr Sense kMediumRemovalPrevented = {SenseKey::kIllegalRequest, 0x5
 inline constexpr Sense kInsufficientRegistrations = {SenseKey::kIllegalRequest, 0x55, 0x04};
 inline constexpr Sense kInternalTargetFailure = {SenseKey::kHardwareError, 0x44, 0x00};
 inline constexpr Sense kMediumMayHaveChanged = {SenseKey::kUnitAttention, 0x28, 0x00};
+inline constexpr Sense kPowerOnOccurred = {SenseKey::kUnitAttention, 0x29, 0x00};
 inline constexpr Sense kReservationsPreempted = {SenseKey::kUnitAttention, 0x2a, 0x03};
 inline constexpr Sense kReservationsReleased = {SenseKey::kUnitAttention, 0x2a, 0x04};
 inline constexpr Sense kRegistrationsPreempted = {SenseKey::kUnitAttention, 0x2a, 0x05};

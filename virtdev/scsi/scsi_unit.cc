@@ -36,6 +36,7 @@ void ScsiUnit::Execute(ScsiCommand& command, DiskQueue* queue, const DiskIo* med
   command.bytes_moved = 0;
   command.overrun = false;
   command.interrupted_ = false;
+  command.abandoned_ = false;
   command.counted_ = false;
   Run(command, &ScsiUnit::Start);
 }

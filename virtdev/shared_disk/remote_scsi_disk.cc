@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "virtdev/shared_disk/remote_scsi_disk.h"
+
+#include "virtdev/scsi/command_set.h"
+#include "virtdev/shared_disk/remote_queue.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::virtdev {
+
+using scsi::Opcode;
+using shared_disk::Call;
+using vmm::Result;
+
+namespace {
+
+bool IsFlush(const ScsiCommand& command) {
+  const auto opcode = static_cast<Opcode>(command.cdb[0]);
+  return opcode == Opcode::kSynchronizeCache10 || opcode == Opcode::kSynchronizeCache16;
+}
+
+}  // namespace
+
+ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
+  const auto opcode = static_cast<Opcode>(command.cdb[0]);
+  const bool hears_attentions = opcode != Opcode::kInquiry && opcode != Opcode::kRequestSense;
+  if (hears_attentions && disk_->TakePowerLoss()) return Fail(command, scsi::kPowerOnOccurred);
+  if (IsFlush(command)) {
+    if (disk_->TakeLostWrites()) return Fail(command, scsi::kWriteError);
+    command.written_before_ = disk_->written();
+  }
+  for (const uint64_t gpa : command.data.gpas()) {
+    // The owner sees the guest's memory, not ours.
+    if (gpa == GuestBuffer::kNoGpa) return Fail(command, scsi::kInternalTargetFailure);
+  }
+  command.request_ = {};
+  command.request_.completion = &command;
+  command.next_ = static_cast<ScsiCommand::Continuation>(&RemoteScsiDisk::Conclude);
+  return static_cast<RemoteQueue*>(command.queue_)->Forward(command, command.request_)
+             ? Step::kWaiting
+             : Step::kFinished;
+}
+
+ScsiUnit::Step RemoteScsiDisk::Conclude(ScsiCommand& command) {
+  const bool good = command.status == scsi::Status::kGood;
+  // A read that failed half way may have changed some of the guest's pages all the same.
+  if (command.data_in) command.data.MarkDirty(good ? command.bytes_moved : command.data.size());
+  if (!good) return Step::kFinished;
+  if (IsFlush(command)) {
+    disk_->NoteFlushed(command.written_before_);
+  } else if (scsi::DiskAccessOf(command.cdb) == PersistentReservations::Access::kWrite) {
+    disk_->NoteWritten();
+    // Its owner died meanwhile, and what was lost with it has been reckoned without this.
+    if (!static_cast<RemoteQueue*>(command.queue_)->OwnerIsCurrent())
+      return End(command, scsi::Status::kBusy);
+  }
+  return Step::kFinished;
+}
+
+void RemoteScsiDisk::Reset() {
+  shared_disk::Request request;
+  request.call = Call::kReset;
+  // An owner that is away has forgotten what a reset would make it forget.
+  const auto reset = disk_->Call(request);
+  if (!reset.ok()) spdlog::warn("resetting a shared disk: {}", reset.error().ToString());
+}
+
+Result<ScsiDisk::State> RemoteScsiDisk::Save() {
+  shared_disk::Request request;
+  request.call = Call::kSave;
+  const shared_disk::Reply reply = TRY(disk_->Call(request));
+  const ScsiDisk::State state = {
+      reply.reported_sectors,
+      {static_cast<scsi::SenseKey>(reply.sense[0]), reply.sense[1], reply.sense[2]}};
+  if (!ScsiDisk::IsValid(state))
+    return vmm::Error(vmm::Code::kInternal, "the shared disk's owner has no state to be saved");
+  return state;
+}
+
+Result<void> RemoteScsiDisk::Restore(const ScsiDisk::State& state) {
+  shared_disk::Request request;
+  request.call = Call::kRestore;
+  request.reported_sectors = state.reported_sectors;
+  request.sense = {static_cast<uint8_t>(state.stored_sense.key), state.stored_sense.asc,
+                   state.stored_sense.ascq};
+  TRY(disk_->Call(request));
+  return {};
+}
+
+}  // namespace kvmbus::virtdev
