@@ -55,6 +55,7 @@ SyntheticScsiController::~SyntheticScsiController() {
     FinishEject(ejects_.begin()->first, vmm::Error(Code::kCancelled, "the machine is gone"));
   for (const auto& [lun, unit] : units_) {
     if (unit.disk != nullptr) unit.disk->io()->SetResizeListener({});
+    if (unit.shared != nullptr) unit.shared->io()->SetResizeListener({});
   }
   while (!channels_.empty()) Close(channels_.begin()->first);
 }
@@ -86,10 +87,23 @@ Result<void> SyntheticScsiController::AttachDisk(uint8_t lun, std::shared_ptr<Di
       if (*alive) AnnounceLunChange();  // an idle guest asks nothing, and so would learn nothing
     });
   });
+  Insert(lun);
+  return {};
+}
+
+Result<void> SyntheticScsiController::AttachSharedDisk(uint8_t lun,
+                                                       std::shared_ptr<RemoteDisk> disk) {
+  TRY_VOID(CheckFree(lun));
+  disk->SetResizeListener([this] { AnnounceLunChange(); });
+  units_[lun].shared = std::make_shared<RemoteScsiDisk>(std::move(disk));
+  Insert(lun);
+  return {};
+}
+
+void SyntheticScsiController::Insert(uint8_t lun) {
   PostToChannels(
       [lun, added = units_[lun].lun()](ScsiChannel& channel) { channel.InsertUnit(lun, added); });
   AnnounceLunChange();
-  return {};
 }
 
 Result<void> SyntheticScsiController::DetachDisk(uint8_t lun, DetachDone done) {
@@ -100,6 +114,7 @@ Result<void> SyntheticScsiController::DetachDisk(uint8_t lun, DetachDone done) {
   const Unit unit = std::move(at->second);
   units_.erase(at);
   if (unit.disk != nullptr) unit.disk->io()->SetResizeListener({});
+  if (unit.shared != nullptr) unit.shared->io()->SetResizeListener({});
   const std::shared_ptr<DiskIo> medium = unit.lun().medium;
   // The last requests of a disk that goes wait for no limit.
   if (medium != nullptr && medium->qos() != nullptr) medium->qos()->SetLimits({});
@@ -179,6 +194,7 @@ void SyntheticScsiController::Reset() {
   for (const auto& [lun, unit] : units_) {
     if (unit.disk != nullptr) unit.disk->Reset();
     if (unit.dvd != nullptr) unit.dvd->Reset();
+    if (unit.shared != nullptr) unit.shared->Reset();
   }
 }
 
@@ -199,7 +215,7 @@ Result<std::string> SyntheticScsiController::Save() {
   for (const auto& [lun, unit] : units_) {
     state::ScsiLun* entry = saved.add_luns();
     entry->set_lun(lun);
-    SaveLun(unit, entry);
+    TRY_VOID_CTX(SaveLun(unit, entry), "LUN {}", lun);
   }
   return saved.SerializeAsString();
 }

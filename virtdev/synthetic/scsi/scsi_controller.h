@@ -13,6 +13,7 @@
 #include "virtdev/disk/disk_io.h"
 #include "virtdev/scsi/scsi_disk.h"
 #include "virtdev/scsi/scsi_dvd.h"
+#include "virtdev/shared_disk/remote_scsi_disk.h"
 #include "virtdev/synthetic/scsi/scsi_channel.h"
 #include "virtdev/vmbus/channel.h"
 #include "vmm/event/loop.h"
@@ -53,6 +54,9 @@ class SyntheticScsiController final : public VmbusDevice {
   vmm::Result<void> AttachDisk(uint8_t lun, std::shared_ptr<DiskIo> disk,
                                ScsiDisk::Options options = {});
 
+  /// Inserts a disk that another process owns. Errors as AttachDisk's.
+  vmm::Result<void> AttachSharedDisk(uint8_t lun, std::shared_ptr<RemoteDisk> disk);
+
   /// Takes the disk out, or the DVD drive (its disc may be null): the guest sees it no more from
   /// now on. Requests under way finish; then `done` runs on the main loop with the disk, of which
   /// no queue is left: Close() it there. It runs even if this controller is gone meanwhile. Error:
@@ -91,12 +95,14 @@ class SyntheticScsiController final : public VmbusDevice {
   void VisitCounters(const vmm::CounterVisitor& visit) const override;
 
  private:
-  /// One of the two.
+  /// One of the three.
   struct Unit {
     std::shared_ptr<ScsiDisk> disk;
     std::shared_ptr<ScsiDvd> dvd;
+    std::shared_ptr<RemoteScsiDisk> shared;
     ScsiChannel::Lun lun() const {
       if (disk != nullptr) return {disk, disk->io()};
+      if (shared != nullptr) return {shared, shared->io()};
       return {dvd, dvd->medium()};
     }
   };
@@ -112,7 +118,8 @@ class SyntheticScsiController final : public VmbusDevice {
   void PostToChannels(std::function<void(ScsiChannel&)> task);
   void AnnounceLunChange();
   vmm::Result<void> CheckFree(uint8_t lun) const;
-  static void SaveLun(const Unit& unit, state::ScsiLun* entry);
+  void Insert(uint8_t lun);
+  static vmm::Result<void> SaveLun(const Unit& unit, state::ScsiLun* entry);
   static vmm::Result<void> RestoreLun(const Unit& unit, const state::ScsiLun& entry);
   void SwapMedium(uint8_t lun, std::shared_ptr<DiskIo> medium, DetachDone done);
   void OnTrayOpened(uint8_t lun);

@@ -35,9 +35,7 @@ Result<void> SyntheticScsiController::AttachDvd(uint8_t lun, std::shared_ptr<Dis
     unit->Reset();  // it was in when the drive came: no change of discs
   }
   units_[lun].dvd = std::move(unit);
-  PostToChannels(
-      [lun, added = units_[lun].lun()](ScsiChannel& channel) { channel.InsertUnit(lun, added); });
-  AnnounceLunChange();
+  Insert(lun);
   return {};
 }
 

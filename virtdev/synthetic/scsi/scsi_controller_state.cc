@@ -54,15 +54,18 @@ bool EntryIsValid(const state::ScsiLun& entry) {
 
 }  // namespace
 
-void SyntheticScsiController::SaveLun(const Unit& unit, state::ScsiLun* entry) {
-  if (unit.disk != nullptr) {
-    const ScsiDisk::State state = unit.disk->Save();
+Result<void> SyntheticScsiController::SaveLun(const Unit& unit, state::ScsiLun* entry) {
+  if (unit.dvd == nullptr) {
+    const ScsiDisk::State state =
+        unit.disk != nullptr ? unit.disk->Save() : TRY(unit.shared->Save());
     entry->set_reported_sectors(state.reported_sectors);
     SaveSense(state.stored_sense, entry);
+    // A shared disk's reservations are its owner's.
     state::ScsiReservations reservations;
-    if (!unit.disk->is_shared()) unit.disk->reservations().Save(&reservations);
+    if (unit.disk != nullptr && !unit.disk->is_shared())
+      unit.disk->reservations().Save(&reservations);
     if (reservations.ByteSizeLong() != 0) *entry->mutable_reservations() = reservations;
-    return;
+    return {};
   }
   const ScsiDvd::State state = unit.dvd->Save();
   SaveSense(state.stored_sense, entry);
@@ -75,6 +78,7 @@ void SyntheticScsiController::SaveLun(const Unit& unit, state::ScsiLun* entry) {
   if (state.blocks != 0)
     saved->set_medium(std::string(state.medium.bytes.begin(), state.medium.bytes.end()));
   saved->set_blocks(state.blocks);
+  return {};
 }
 
 Result<void> SyntheticScsiController::CheckSavedLuns(const state::SyntheticScsi& saved) const {
@@ -99,9 +103,11 @@ Result<void> SyntheticScsiController::RestoreLun(const Unit& unit, const state::
     unit.dvd->Restore(SavedDvd(entry));
     return {};
   }
+  const ScsiDisk::State state = {entry.reported_sectors(), SavedSense(entry)};
   // A shared disk's reservations are not its virtual machine's: they went on meanwhile.
+  if (unit.shared != nullptr) return unit.shared->Restore(state);
   if (!unit.disk->is_shared()) TRY_VOID(unit.disk->reservations().Restore(entry.reservations()));
-  unit.disk->Restore({entry.reported_sectors(), SavedSense(entry)});
+  unit.disk->Restore(state);
   return {};
 }
 
