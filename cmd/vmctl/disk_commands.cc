@@ -272,7 +272,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
   struct Slot {
     std::string vm, path;
     uint32_t controller = 0, location = 0;
-    bool read_only = false;
+    bool read_only = false, shared = false;
     config::DiskCaching caching = config::DIRECT;
     QosArguments qos;
   };
@@ -284,6 +284,8 @@ void AddDiskCommands(CLI::App& app, Context& context) {
   verb->add_option("--controller", attach->controller, "SCSI controller (default 0)");
   verb->add_option("--location", attach->location, "0 to 63")->required();
   verb->add_flag("--read-only", attach->read_only, "The guest may not write");
+  verb->add_flag("--shared", attach->shared,
+                 "Other virtual machines have it too, each as shared: for guest clusters");
   AddCachingOption(*verb, "--caching", &attach->caching);
   attach->qos.AddTo(verb);
   verb->callback([&context, attach] {
@@ -295,6 +297,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
     request.mutable_disk()->set_controller(attach->controller);
     request.mutable_disk()->set_lun(attach->location);
     request.mutable_disk()->set_read_only(attach->read_only);
+    request.mutable_disk()->set_shared(attach->shared);
     request.mutable_disk()->set_caching(attach->caching);
     config::DiskQosChange qos;
     if (!attach->qos.Fill(&qos)) {

@@ -45,7 +45,8 @@ Json ToJson(const api::VmStatus& vm) {
                                   {"controller", Json::Number(disk.controller())},
                                   {"location", Json::Number(disk.lun())},
                                   {"caching", Json::Text(CachingName(disk))},
-                                  {"read_only", Json::Boolean(disk.read_only())}}));
+                                  {"read_only", Json::Boolean(disk.read_only())},
+                                  {"shared", Json::Boolean(disk.shared())}}));
   for (const uint64_t parameter : vm.crash().parameters())
     parameters.push_back(Json::Number(parameter));
   return Json::Object({{"id", Json::Text(vm.config().id())},
@@ -86,7 +87,9 @@ void PrintDetails(const api::VmStatus& vm) {
     rows.push_back({disk.kind() == config::DVD ? "DVD" : "Disk",
                     fmt::format("SCSI {} location {}: {}{}{}", disk.controller(), disk.lun(),
                                 disk.path().empty() ? "empty" : disk.path(),
-                                disk.read_only() ? " (read-only)" : "",
+                                disk.shared()      ? " (shared)"
+                                : disk.read_only() ? " (read-only)"
+                                                   : "",
                                 disk.caching() == config::BUFFERED ? " (buffered)" : "")});
   if (vm.has_crash()) rows.push_back({"Last crash", CrashSummary(vm.crash())});
   PrintTable(rows);
@@ -218,7 +221,7 @@ class VmCommands {
 struct CreateArguments {
   config::Vm config;
   std::string name, memory = "1G", kernel, initrd, append, com1;
-  std::vector<std::string> disks, dvds;
+  std::vector<std::string> disks, shared_disks, dvds;
   uint32_t generation = 2, vcpus = 1, controllers = 1;
   config::DiskCaching caching = config::DIRECT;
   bool no_heartbeat = false, no_shutdown = false, no_timesync = false, huge_pages = false;
@@ -251,6 +254,12 @@ int Create(Context& context, const CreateArguments& arguments) {
     disk->set_caching(arguments.caching);
     disk->set_lun(static_cast<uint32_t>(i));
   }
+  for (const std::string& image : arguments.shared_disks) {
+    config::Disk* disk = vm.add_disks();
+    disk->set_path(Absolute(image));
+    disk->set_shared(true);
+    disk->set_lun(static_cast<uint32_t>(vm.disks_size() - 1));
+  }
   for (const std::string& disc : arguments.dvds) {
     config::Disk* drive = vm.add_disks();
     drive->set_kind(config::DVD);
@@ -275,6 +284,9 @@ void AddVmCommands(CLI::App& app, Context& context) {
   verb->add_option("--disk", create->disks,
                    "Image, at the next location of SCSI controller 0; may be given again");
   AddCachingOption(*verb, "--disk-caching", &create->caching);
+  verb->add_option("--shared-disk", create->shared_disks,
+                   "Image that other virtual machines have too, each as shared; after the disks, "
+                   "may be given again");
   verb->add_option(
       "--dvd", create->dvds,
       "DVD drive at the location after the disks': an ISO image in it, or none; may be "

@@ -27,6 +27,7 @@ Result<std::unique_ptr<Board>> Board::Build(const config::Vm& config, const std:
                                             bool unsupported_without_slat, vmm::Loop& loop,
                                             Callbacks callbacks) {
   std::unique_ptr<Board> board(new Board(config, loop, std::move(callbacks)));
+  board->run_dir_ = run_dir;
   // The description is what is built: it goes through its written form, as after a restore.
   board->fdt_ = vmm::ToFdt(vmm::CompileMachine(config));
   board->description_ = TRY(vmm::FromFdt(board->fdt_));
@@ -156,6 +157,7 @@ Result<void> Board::AttachToController(const config::Disk& disk) {
                           "SCSI controller {} has a disk at location {} already", slot.first,
                           slot.second);
   if (disk.kind() == config::DVD) return AttachDvd(disk);
+  if (disk.shared()) return AttachShared(disk);
   virtdev::DiskOpenOptions options;
   options.read_only = disk.read_only();
   if (disk.caching() == config::BUFFERED) options.caching = virtdev::DiskCaching::kBuffered;

@@ -83,12 +83,14 @@ class Board {
   vmm::Result<void> BuildController(const vmm::VmbusOffer& offer);
   vmm::Result<void> AttachToController(const config::Disk& disk);
   static vmm::Result<void> LimitDisk(virtdev::DiskIo& io, const config::DiskQos& qos);
+  vmm::Result<void> AttachShared(const config::Disk& disk);
   vmm::Result<void> AttachDvd(const config::Disk& drive);
   vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;
   vmm::Result<void> BuildConsole(const std::string& run_dir);
   vmm::Result<vmm::BootState> LoadBoot();
 
   const config::Vm config_;
+  std::string run_dir_;
   vmm::Loop& loop_;
   Callbacks callbacks_;
   vmm::MachineDescription description_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// vmm: the worker, one process a running VM. vmmd starts it; by hand it is for tests.
+// vmm: the worker, one process a running VM, or the owner of a disk that several of them share.
+// vmmd starts it; by hand it is for tests.
 #include <fcntl.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "cmd/vmm/owner_process.h"
 #include "cmd/vmm/worker.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
@@ -30,6 +32,7 @@ struct CommandLine {
   std::string run_dir;
   int config_fd = -1;
   std::string config_file;
+  std::string shared_disk;
   int log_fd = -1;
   bool unsupported_without_slat = false;
   bool verbose = false;
@@ -38,13 +41,15 @@ struct CommandLine {
 
 po::options_description Describe(CommandLine* line) {
   po::options_description options(
-      "vmm --run-dir DIR (--config-fd N | --config FILE)\n\nRuns one virtual machine");
+      "vmm --run-dir DIR (--config-fd N | --config FILE | --shared-disk IMAGE)\n\nRuns one "
+      "virtual machine, or serves one disk to several");
   auto add = options.add_options();
   add("help,h", po::bool_switch(&line->help), "print this");
   add("run-dir", po::value(&line->run_dir), "folder for the sockets, the lock and the exit record");
   add("config-fd", po::value(&line->config_fd),
       "open file with the configuration (kvmbus.config.Vm, serialized)");
   add("config", po::value(&line->config_file), "the same from a path");
+  add("shared-disk", po::value(&line->shared_disk), "image that the virtual machines share");
   add("log-fd", po::value(&line->log_fd), "open file for the log instead of standard error");
   add("unsupported-without-slat", po::bool_switch(&line->unsupported_without_slat),
       "tests of the machine model only");
@@ -70,6 +75,15 @@ Result<config::Vm> ReadConfig(const CommandLine& line) {
   return config;
 }
 
+int OwnDisk(const CommandLine& line) {
+  vmm::SetThreadStackBytes(kThreadStackBytes);
+  vmm::SetUpLogging("vmm disk", line.verbose);
+  const auto ran = RunDiskOwner(line.shared_disk, line.run_dir);
+  if (ran.ok()) return 0;
+  spdlog::error("shared disk '{}': {}", line.shared_disk, ran.error().ToString());
+  return kExitFailed;
+}
+
 int Main(int argc, char** argv) {
   CommandLine line;
   const po::options_description options = Describe(&line);
@@ -85,12 +99,16 @@ int Main(int argc, char** argv) {
     std::cout << options;
     return 0;
   }
-  if (line.run_dir.empty() || (line.config_fd < 0 && line.config_file.empty())) {
-    std::fprintf(stderr, "vmm: --run-dir and --config-fd or --config are needed; see vmm --help\n");
+  const bool has_config = line.config_fd >= 0 || !line.config_file.empty();
+  if (line.run_dir.empty() || has_config != line.shared_disk.empty()) {
+    std::fprintf(stderr,
+                 "vmm: --run-dir and one of --config-fd, --config and --shared-disk are needed; "
+                 "see vmm --help\n");
     return kExitUsage;
   }
   if (line.log_fd >= 0) ::dup2(line.log_fd, STDERR_FILENO);
   ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  if (!line.shared_disk.empty()) return OwnDisk(line);
   auto config = ReadConfig(line);
   if (!config.ok()) {
     std::fprintf(stderr, "vmm: %s\n", config.error().ToString().c_str());

@@ -96,8 +96,8 @@ class Service:
 class Vm:
     """A virtual machine of a Service, with its console."""
 
-    def __init__(self, service, name, image, vcpus=1, memory="512M", root=False, disks=(), dvds=(), append="",
-                 com1="console", quiet=True):
+    def __init__(self, service, name, image, vcpus=1, memory="512M", root=False, disks=(), dvds=(), shared=(),
+                 append="", com1="console", quiet=True):
         self.service, self.name, self.console = service, name, None
         words = ["console=ttyS0", "panic=-1"] + (["quiet"] if quiet else [])
         words += (["kvmbus.root=0"] if root else []) + ([append] if append else [])
@@ -105,6 +105,8 @@ class Vm:
                      f"{image}/initrd", "--append", " ".join(words), "--com1", com1]
         for disk in disks:
             arguments += ["--disk", disk]
+        for disk in shared:
+            arguments += ["--shared-disk", disk]
         for dvd in dvds:
             arguments += ["--dvd", dvd]
         service.vmctl("vm", "create", name, *arguments)

@@ -145,8 +145,9 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
     if (locked.error().code() != Code::kUnavailable) return locked.error();
     return vmm::MakeError(
         Code::kUnavailable,
-        "'{}' is in use by another process{}; stop the virtual machine that uses it", path,
-        HolderOf(fd->get()));
+        "'{}' is in use by another process{}; stop the virtual machine that uses it, or attach the "
+        "disk to all of them as shared (--shared)",
+        path, HolderOf(fd->get()));
   }
   // It was for the opening alone: io_uring would not wait for storage that has to be waited for.
   if (::fcntl(fd->get(), F_SETFL, ::fcntl(fd->get(), F_GETFL) & ~O_NONBLOCK) < 0)

@@ -30,6 +30,32 @@ bool EndsWithoutCase(const std::string& text, std::string_view suffix) {
 
 bool IsAbsolute(const std::string& path) { return !path.empty() && path.front() == '/'; }
 
+/// What the image itself says is checked when its owner opens it.
+Result<void> ValidateShared(const config::Vm& vm, const config::Disk& disk) {
+  if (disk.kind() == config::DVD)
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': a DVD drive cannot be shared; several drives may have the same image",
+                     vm.name());
+  if (disk.read_only())
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': disk '{}' cannot be both shared and read-only; read-only disks may be "
+                     "attached several times as they are",
+                     vm.name(), disk.path());
+  if (EndsWithoutCase(disk.path(), ".avhdx") || EndsWithoutCase(disk.path(), ".vhd") ||
+      EndsWithoutCase(disk.path(), ".avhd"))
+    return MakeError(
+        Code::kInvalidArgument,
+        "'{}': disk '{}' cannot be shared; a shared disk is a fixed or dynamic VHDX or "
+        "a raw image: make one with 'vmctl disk convert'",
+        vm.name(), disk.path());
+  const config::DiskQos& limits = disk.qos();
+  if (limits.min_iops() != 0 || limits.max_iops() != 0 || limits.max_bytes_per_second() != 0)
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': disk '{}' cannot have limits of I/O, for it is shared: leave them out",
+                     vm.name(), disk.path());
+  return {};
+}
+
 }  // namespace
 
 GenerationLimits LimitsOf(uint32_t generation) {
@@ -65,6 +91,7 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
         Code::kInvalidArgument,
         "'{}': generation 2 does not take VHD disks; convert '{}' with 'vmctl disk convert'",
         vm.name(), disk.path());
+  if (disk.shared()) TRY_VOID(ValidateShared(vm, disk));
   for (const config::Disk& other : vm.disks()) {
     if (&other == &disk) continue;
     if (other.controller() == disk.controller() && other.lun() == disk.lun())

@@ -87,6 +87,28 @@ TEST(LimitsTest, EachLimitIsNamed) {
          vm->mutable_disks(0)->mutable_qos()->set_max_iops(100);
        },
        Code::kInvalidArgument, "a DVD drive has no limits"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a.avhdx");
+         vm->mutable_disks(0)->set_shared(true);
+       },
+       Code::kInvalidArgument, "a shared disk is a fixed or dynamic VHDX or a raw image"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a.vhdx");
+         vm->mutable_disks(0)->set_shared(true);
+         vm->mutable_disks(0)->set_read_only(true);
+       },
+       Code::kInvalidArgument, "both shared and read-only"},
+      {[](auto* vm) {
+         vm->add_disks()->set_path("/a.vhdx");
+         vm->mutable_disks(0)->set_shared(true);
+         vm->mutable_disks(0)->mutable_qos()->set_max_iops(100);
+       },
+       Code::kInvalidArgument, "cannot have limits of I/O, for it is shared"},
+      {[](auto* vm) {
+         vm->add_disks()->set_kind(config::DVD);
+         vm->mutable_disks(0)->set_shared(true);
+       },
+       Code::kInvalidArgument, "a DVD drive cannot be shared"},
       {[](auto* vm) { vm->mutable_firmware()->clear_kernel(); }, Code::kInvalidArgument,
        "--kernel"},
       {[](auto* vm) { vm->mutable_serial()->set_com1("tty"); }, Code::kInvalidArgument, "COM1"},

@@ -10,6 +10,7 @@
 
 #include "vmm/config/disk_qos.h"
 #include "vmm/config/limits.h"
+#include "vmm/manager/inventory_record.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
@@ -29,21 +30,12 @@ Code ToCode(uint32_t code) {
 
 }  // namespace
 
-struct Inventory::Record {
-  config::Vm config;
-  worker::Status status;
-  WorkerProcess process;
-  std::unique_ptr<WorkerLink> link;
-  Done start_done;
-  Loop::TimerId start_timer = 0;
-  Loop::TimerId connect_timer = 0;
-  std::vector<Done> off_waiters;
-
-  bool active() const { return process.pid > 0; }
-};
-
 Inventory::Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store)
-    : loop_(loop), options_(std::move(options)), store_(std::move(store)) {}
+    : loop_(loop),
+      options_(std::move(options)),
+      store_(std::move(store)),
+      owners_(std::make_unique<DiskOwners>(
+          loop_, DiskOwners::Options{options_.run_dir, options_.worker_path})) {}
 
 Inventory::~Inventory() {
   *alive_ = false;
@@ -182,6 +174,8 @@ void Inventory::Start(const std::string& id, Done done) {
   const auto refuse = [&](Error error) {
     done(std::move(error).WithContext(fmt::format("starting '{}'", record->config.name())));
   };
+  if (record->preparing)
+    return refuse(Error(Code::kAlreadyExists, "it is being started already; wait for it"));
   if (record->active())
     return refuse(MakeError(Code::kAlreadyExists,
                             "it is running already (process {}); stop it first",
@@ -189,7 +183,28 @@ void Inventory::Start(const std::string& id, Done done) {
   if (auto fit = HostIsFit(); !fit.ok()) return refuse(std::move(fit.error()));
   if (auto valid = ValidateConfig(record->config); !valid.ok())
     return refuse(std::move(valid.error()));
-  if (auto spawned = Spawn(*record); !spawned.ok()) return refuse(std::move(spawned.error()));
+  record->preparing = true;
+  HoldSharedDisks(
+      id, SharedImages(record->config),
+      [this, id, done = std::move(done)](const Result<void>& held) {
+        Record* ready = Find(id);
+        if (ready == nullptr || !ready->preparing)
+          return done(Error(Code::kCancelled, "turned off while it was starting"));
+        ready->preparing = false;
+        if (held.ok()) return Launch(id, done);
+        ready->shared_disks.clear();
+        Error error = held.error();
+        done(std::move(error).WithContext(fmt::format("starting '{}'", ready->config.name())));
+      });
+}
+
+void Inventory::Launch(const std::string& id, Done done) {
+  Record* record = Find(id);
+  if (auto spawned = Spawn(*record); !spawned.ok()) {
+    record->shared_disks.clear();
+    return done(std::move(spawned.error())
+                    .WithContext(fmt::format("starting '{}'", record->config.name())));
+  }
   record->status.Clear();
   record->status.set_vm_id(id);
   record->status.set_state(worker::STARTING);
@@ -243,6 +258,7 @@ Result<void> Inventory::Connect(Record& record) {
           if (adopted.ok()) {
             raw->process = std::move(adopted).value();
             WatchProcess(*raw);
+            HoldForGood(raw->config.id());
             spdlog::info("found '{}' running (process {})", raw->config.name(), raw->process.pid);
           }
         }
@@ -274,6 +290,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   loop_.CancelTimer(record.connect_timer);
   record.connect_timer = 0;
   record.process = {};
+  record.shared_disks.clear();
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;
   const bool has_record = exit_bytes.ok() && exit.ParseFromString(*exit_bytes);
@@ -335,6 +352,7 @@ void Inventory::TurnOff(const std::string& id, Done done) {
   Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  record->preparing = false;
   if (!record->active()) return done({});  // it is off: that is what was asked for
   record->off_waiters.push_back(std::move(done));
   worker::Request request;
@@ -364,12 +382,18 @@ void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done
     return {};
   };
   if (!record->active()) return done(store());
-  worker::Request request;
-  *request.mutable_attach_disk()->mutable_disk() = disk;
-  Call(id, std::move(request), kDiskTimeoutNs,
-       [done = std::move(done), store](const Result<worker::Reply>& reply) {
-         done(reply.ok() ? store() : Result<void>(reply.error()));
-       });
+  HoldSharedDisks(id, disk.shared() ? std::vector{disk.path()} : std::vector<std::string>(),
+                  [this, id, disk, store, done = std::move(done)](const Result<void>& held) {
+                    if (!held.ok()) return done(held);
+                    worker::Request request;
+                    *request.mutable_attach_disk()->mutable_disk() = disk;
+                    Call(id, std::move(request), kDiskTimeoutNs,
+                         [this, id, disk, store, done](const Result<worker::Reply>& reply) {
+                           if (reply.ok()) return done(store());
+                           ReleaseSharedDisk(id, disk.path());
+                           done(reply.error());
+                         });
+                  });
 }
 
 void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done) {
@@ -389,9 +413,11 @@ void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t 
     if (target == nullptr) return {};
     config::Vm changed = target->config;
     auto& disks = *changed.mutable_disks();
+    const std::string path = std::find_if(disks.begin(), disks.end(), matches)->path();
     disks.erase(std::remove_if(disks.begin(), disks.end(), matches), disks.end());
     TRY_VOID(store_->Save(changed));
     target->config = std::move(changed);
+    ReleaseSharedDisk(id, path);
     return {};
   };
   if (!record->active()) return done(store());

@@ -13,6 +13,7 @@
 #include "vmm/config/config_store.h"
 #include "vmm/event/loop.h"
 #include "vmm/hypervisor/host_requirement.h"
+#include "vmm/manager/disk_owners.h"
 #include "vmm/manager/worker_link.h"
 #include "vmm/manager/worker_process.h"
 #include "worker/worker.pb.h"
@@ -86,6 +87,11 @@ class Inventory {
   void Adopt(Record& record);
   Record* Find(const std::string& id) const;
   Result<void> HostIsFit() const;
+  void Launch(const std::string& id, Done done);
+  // inventory_shared.cc: disks that several virtual machines have.
+  void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);
+  void HoldForGood(const std::string& id);
+  void ReleaseSharedDisk(const std::string& id, const std::string& image);
   Result<void> Spawn(Record& record);
   void TryConnect(Record& record);
   Result<void> Connect(Record& record);
@@ -103,6 +109,7 @@ class Inventory {
   Loop& loop_;
   const Options options_;
   std::unique_ptr<ConfigStore> store_;
+  std::unique_ptr<DiskOwners> owners_;
   std::map<std::string, std::unique_ptr<Record>> records_;  // by id
   std::map<uint64_t, std::function<void(const std::string&)>> subscribers_;
   uint64_t next_subscriber_ = 1;

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <vector>
 
 #include "vmm/os/file.h"
 
@@ -36,10 +37,9 @@ Result<Fd> ConfigFile(const config::Vm& vm) {
   return fd;
 }
 
-}  // namespace
-
-Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm& vm) {
-  const Fd config = TRY(ConfigFile(vm));
+/// `inherited`, if not -1, is its descriptor kConfigFd.
+Result<WorkerProcess> Spawn(const WorkerCommand& command, std::vector<std::string> arguments,
+                            int inherited) {
   const Fd log = TRY_CTX(OpenFile(command.log_path, O_WRONLY | O_CREAT | O_APPEND, 0640),
                          "opening the worker's log");
   const Fd null = TRY(OpenFile("/dev/null", O_RDONLY));
@@ -48,7 +48,7 @@ Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm
   posix_spawn_file_actions_adddup2(&actions, null.get(), STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, log.get(), STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, log.get(), STDERR_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, config.get(), kConfigFd);
+  if (inherited >= 0) posix_spawn_file_actions_adddup2(&actions, inherited, kConfigFd);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t none, all;
@@ -58,17 +58,29 @@ Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm
   posix_spawnattr_setsigdefault(&attributes, &all);
   posix_spawnattr_setflags(&attributes,
                            POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  const std::string config_fd = std::to_string(kConfigFd);
-  const char* arguments[] = {command.program.c_str(), "--run-dir",       command.run_dir.c_str(),
-                             "--config-fd",           config_fd.c_str(), nullptr};
+  arguments.insert(arguments.begin(), {command.program, "--run-dir", command.run_dir});
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
   WorkerProcess process;
   const int error = ::posix_spawn(&process.pid, command.program.c_str(), &actions, &attributes,
-                                  const_cast<char* const*>(arguments), environ);
+                                  pointers.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return Error::FromErrno(error, fmt::format("starting '{}'", command.program));
   process.pidfd = TRY(OpenPidfd(process.pid));
   return process;
+}
+
+}  // namespace
+
+Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm& vm) {
+  const Fd config = TRY(ConfigFile(vm));
+  return Spawn(command, {"--config-fd", std::to_string(kConfigFd)}, config.get());
+}
+
+Result<WorkerProcess> SpawnDiskOwner(const WorkerCommand& command, const std::string& image) {
+  return Spawn(command, {"--shared-disk", image}, -1);
 }
 
 Result<WorkerProcess> AdoptWorker(pid_t pid) {

@@ -26,6 +26,9 @@ struct WorkerProcess {
 /// Starts it in a session of its own, so that it outlives vmmd.
 Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm& vm);
 
+/// Starts the owner of a shared disk likewise.
+Result<WorkerProcess> SpawnDiskOwner(const WorkerCommand& command, const std::string& image);
+
 /// A worker that somebody else started.
 Result<WorkerProcess> AdoptWorker(pid_t pid);
 
