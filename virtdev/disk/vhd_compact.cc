@@ -31,7 +31,7 @@ class Compaction {
         length_(uint64_t{bitmap_bytes_} + vhd.header.block_size),
         progress_(progress),
         total_(2 * vhd.blocks()),
-        block_(length_) {}
+        piece_(1u << 20) {}
 
   Result<void> Run(bool find_zeroes) {
     TRY_VOID(ForgetPastEnd(vhd_, &table_, vhd_.blocks()));
@@ -49,19 +49,26 @@ class Compaction {
 
   Result<bool> HoldsNothing(uint64_t block, bool find_zeroes) {
     const uint64_t place = table_.Get(block);
-    const auto bits = std::span(block_).first(bitmap_bytes_);
+    std::vector<uint8_t> bits(bitmap_bytes_);
     TRY_VOID_CTX(vhd_.file->Read(bits, place), "reading the sector bitmap of block {}", block);
     if (IsZero(bits)) return true;
     if (vhd_.differencing() || !find_zeroes) return false;
-    const auto data = std::span(block_).subspan(bitmap_bytes_);
-    TRY_VOID_CTX(vhd_.file->Read(data, place + bitmap_bytes_), "reading block {}", block);
-    if (IsZero(data)) return true;
-    // Sectors that are not here read as zeroes, whatever lies there.
-    const SectorBitmap bitmap(std::vector<uint8_t>(bits.begin(), bits.end()));
-    for (uint64_t sector = 0; sector < data.size() / kSector; ++sector) {
-      if (bitmap.Get(sector) && !IsZero(data.subspan(sector * kSector, kSector))) return false;
+    const SectorBitmap bitmap(std::move(bits));
+    for (uint64_t at = 0; at < vhd_.header.block_size; at += piece_.size()) {
+      const auto part =
+          std::span(piece_).first(std::min<uint64_t>(piece_.size(), vhd_.header.block_size - at));
+      TRY_VOID_CTX(vhd_.file->Read(part, place + bitmap_bytes_ + at), "reading block {}", block);
+      if (!IsZero(part) && HasData(bitmap, at, part)) return false;
     }
     return true;
+  }
+
+  /// Sectors that are not here read as zeroes, whatever lies there.
+  static bool HasData(const SectorBitmap& bitmap, uint64_t offset, std::span<const uint8_t> bytes) {
+    for (uint64_t at = 0; at < bytes.size(); at += kSector) {
+      if (bitmap.Get((offset + at) / kSector) && !IsZero(bytes.subspan(at, kSector))) return true;
+    }
+    return false;
   }
 
   Result<void> GiveUpBlocks(bool find_zeroes) {
@@ -125,7 +132,7 @@ class Compaction {
   const uint64_t length_;  // of a block with its bitmap
   const Progress& progress_;
   uint64_t total_, steps_ = 0;
-  std::vector<uint8_t> block_;
+  std::vector<uint8_t> piece_;
 };
 
 }  // namespace

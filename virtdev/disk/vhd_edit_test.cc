@@ -292,6 +292,29 @@ TEST_P(VhdCompactTest, ACancelLosesNothing) {
 INSTANTIATE_TEST_SUITE_P(Types, VhdCompactTest,
                          testing::Values(Kind::kDynamic, Kind::kDifferencing));
 
+// As other programs leave blocks: what lies in sectors that are not here is not looked at.
+TEST(VhdCompactHolesTest, OnlySectorsThatAreHereCount) {
+  for (const uint8_t first : {0, 5}) {
+    CrashMedium medium = NewMedium();
+    {
+      auto image = Open(medium);
+      Write(*image, 2 * kBlock, Bytes(kBlock, 0x77));
+      ASSERT_TRUE(image->Close().ok());
+    }
+    const uint64_t place = uint64_t{PeekBat(medium, 2)} * vhd::kSector;
+    Bytes bits(vhd::kSector, 0);
+    bits[0] = 0x80;
+    medium.now.Write(bits, place);
+    medium.now.Write(Bytes(vhd::kSector, first), place + vhd::kSector);
+    const Bytes before = ReadAll(medium);
+    EXPECT_EQ(before[2 * kBlock], first);
+    ASSERT_TRUE(Compact(medium).ok());
+    EXPECT_EQ(PeekBat(medium, 2) == vhd::kUnallocated, first == 0);
+    EXPECT_TRUE(ReadAll(medium) == before);
+    EXPECT_EQ(Complaints(medium), "");
+  }
+}
+
 /// The child says that its parent is `identity`.
 CrashMedium ChildOf(const vmm::Guid& identity) {
   CrashMedium medium;
