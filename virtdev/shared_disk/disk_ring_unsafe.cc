@@ -106,7 +106,8 @@ bool DiskRing::TakeCommand(uint32_t slot, Command* command, std::vector<Segment>
   std::memcpy(command, &from.command, sizeof(*command));
   if (command->segments > kMaxSegments) return false;
   segments->resize(command->segments);
-  std::memcpy(segments->data(), from.segments.data(), command->segments * sizeof(Segment));
+  if (!segments->empty())
+    std::memcpy(segments->data(), from.segments.data(), segments->size() * sizeof(Segment));
   return true;
 }
 

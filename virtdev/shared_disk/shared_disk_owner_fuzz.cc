@@ -118,7 +118,7 @@ class Attack {
   void Poke(Input& input) {
     const size_t offset = (size_t{input.Word()} << 8 | input.Byte()) % ring_bytes_;
     const auto bytes = input.Bytes(1 + input.Byte() % 64);
-    std::memcpy(raw_ring_ + offset, bytes.data(), std::min(bytes.size(), ring_bytes_ - offset));
+    std::copy_n(bytes.begin(), std::min(bytes.size(), ring_bytes_ - offset), raw_ring_ + offset);
   }
   /// A command of almost the right form.
   void Submit(Input& input) {
