@@ -41,6 +41,10 @@ Result<void> ValidateShared(const config::Vm& vm, const config::Disk& disk) {
                      "'{}': disk '{}' cannot be both shared and read-only; read-only disks may be "
                      "attached several times as they are",
                      vm.name(), disk.path());
+  if (disk.caching() == config::BUFFERED)
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': disk '{}' is shared; such disks are direct, not buffered", vm.name(),
+                     disk.path());
   if (EndsWithoutCase(disk.path(), ".avhdx") || EndsWithoutCase(disk.path(), ".vhd") ||
       EndsWithoutCase(disk.path(), ".avhd"))
     return MakeError(

@@ -105,6 +105,12 @@ TEST(LimitsTest, EachLimitIsNamed) {
        },
        Code::kInvalidArgument, "cannot have limits of I/O, for it is shared"},
       {[](auto* vm) {
+         vm->add_disks()->set_path("/a.vhdx");
+         vm->mutable_disks(0)->set_shared(true);
+         vm->mutable_disks(0)->set_caching(config::BUFFERED);
+       },
+       Code::kInvalidArgument, "direct, not buffered"},
+      {[](auto* vm) {
          vm->add_disks()->set_kind(config::DVD);
          vm->mutable_disks(0)->set_shared(true);
        },
