@@ -156,6 +156,30 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
       std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
 }
 
+Result<std::unique_ptr<BlockFile>> ReopenForWriting(const std::string& path, BlockFile& file) {
+  auto fd = vmm::OpenFile(path, O_RDWR | O_NONBLOCK | O_NOCTTY);
+  if (!fd.ok()) return CannotOpen(std::move(fd.error()), path, false);
+  struct stat here = {}, there = {};
+  if (::fstat(file.fd(), &here) < 0 || ::fstat(fd->get(), &there) < 0)
+    return Error::FromErrno(errno, fmt::format("'{}'", path));
+  if (here.st_dev != there.st_dev || here.st_ino != there.st_ino)
+    return vmm::MakeError(Code::kFailedPrecondition,
+                          "another file has been put in the place of '{}': put it back", path);
+  const auto locked = vmm::HandOverLock(file.fd(), fd->get(), vmm::LockKind::kExclusive);
+  if (!locked.ok())
+    return vmm::MakeError(locked.error().code(),
+                          "'{}' has to be written, and others use it: it has other children, or is "
+                          "a disk of another virtual machine; stop these first",
+                          path);
+  return std::unique_ptr<BlockFile>(std::make_unique<PosixBlockFile>(std::move(fd).value(), false));
+}
+
+Result<void> ShareLock(BlockFile& from, BlockFile& to) {
+  TRY_VOID(vmm::LockFile(from.fd(), vmm::LockKind::kShared));
+  if (&from == &to) return {};
+  return vmm::HandOverLock(from.fd(), to.fd(), vmm::LockKind::kShared);
+}
+
 bool IsZero(std::span<const uint8_t> bytes) {
   return bytes.empty() ||
          (bytes[0] == 0 && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);

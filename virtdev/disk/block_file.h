@@ -48,6 +48,14 @@ class BlockFile {
 /// kPermissionDenied, each with the remedy.
 vmm::Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only);
 
+/// Opens `file`, which is at `path` and locked as shared, for writing; the new one takes its lock
+/// over, as an exclusive one. kUnavailable: others use it, kFailedPrecondition: another file is at
+/// `path`; `file` keeps its lock then.
+vmm::Result<std::unique_ptr<BlockFile>> ReopenForWriting(const std::string& path, BlockFile& file);
+/// Gives the exclusive lock of one open of a file to another one as a shared lock; both may be the
+/// same.
+vmm::Result<void> ShareLock(BlockFile& from, BlockFile& to);
+
 /// No byte of it is set.
 bool IsZero(std::span<const uint8_t> bytes);
 

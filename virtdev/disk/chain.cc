@@ -26,14 +26,28 @@ void AppendExtent(std::vector<ImageExtent>& extents, const ImageExtent& extent) 
   extents.push_back(extent);
 }
 
+Result<void> Image::Grow(uint64_t) {
+  return vmm::MakeError(vmm::Code::kUnimplemented,
+                        "a disk in a {} image does not grow while it is in use", format());
+}
+
+Result<void> Image::Relink(const ParentReference&) {
+  return vmm::MakeError(vmm::Code::kUnimplemented, "a {} image is not linked anew while it is open",
+                        format());
+}
+
 Chain::Chain(std::vector<std::unique_ptr<Image>> layers, std::vector<std::string> paths)
     : layers_(std::move(layers)), paths_(std::move(paths)) {
   KVMBUS_ASSERT(!layers_.empty() && layers_.size() <= kMaxLayers);
-  // With one layer below the top there is no choice.
-  if (layers_.size() > 2) MakeSkipTable();
+  for (const auto& layer : layers_) layer->ShareGate(*gate_);
+  MakeSkipTable();
 }
 
 void Chain::MakeSkipTable() {
+  skip_.reset();
+  granule_bytes_ = 0;
+  // With one layer below the top there is no choice.
+  if (layers_.size() <= 2) return;
   for (size_t layer = 1; layer < layers_.size(); ++layer) {
     const uint64_t block = layers_[layer]->block_bytes();
     if (block != 0 && (granule_bytes_ == 0 || block < granule_bytes_)) granule_bytes_ = block;
@@ -106,6 +120,37 @@ size_t Chain::FirstLayerWith(uint64_t granule, size_t from) {
     if (own.size() != 1 || own[0].kind != Kind::kParent) return layer;
   }
   return layers_.size() - 1;
+}
+
+std::unique_ptr<Image> Chain::ReplaceLayer(size_t layer, std::unique_ptr<Image> image) {
+  image->ShareGate(*gate_);
+  std::swap(layers_[layer], image);
+  MakeSkipTable();
+  return image;
+}
+
+void Chain::PushTop(std::unique_ptr<Image> image, std::string path) {
+  KVMBUS_ASSERT(layers_.size() < kMaxLayers && paths_.size() == layers_.size());
+  image->ShareGate(*gate_);
+  layers_.insert(layers_.begin(), std::move(image));
+  paths_.insert(paths_.begin(), std::move(path));
+  MakeSkipTable();
+}
+
+std::unique_ptr<Image> Chain::RemoveLayer(size_t layer) {
+  KVMBUS_ASSERT(layers_.size() > 1 && paths_.size() == layers_.size());
+  const auto at = static_cast<ptrdiff_t>(layer);
+  std::unique_ptr<Image> removed = std::move(layers_[layer]);
+  layers_.erase(layers_.begin() + at);
+  paths_.erase(paths_.begin() + at);
+  MakeSkipTable();
+  return removed;
+}
+
+Result<void> Chain::Grow(uint64_t size_bytes) {
+  TRY_VOID(top().Grow(size_bytes));
+  MakeSkipTable();  // which has as many granules as the disk
+  return {};
 }
 
 Result<void> Chain::Close() {

@@ -12,8 +12,9 @@
 
 namespace kvmbus::virtdev {
 
-/// Any thread. Only the top is written; what it does not have is looked for below it. The layers
-/// below the top do not change while the chain is open.
+/// Any thread, but for what changes the chain itself. Only the top is written; what it does not
+/// have is looked for below it. What the layers below the top say of what they show does not
+/// change.
 class Chain {
  public:
   static constexpr size_t kMaxLayers = 64;
@@ -28,6 +29,19 @@ class Chain {
 
   /// Where [offset, offset + length) can be read from: no extent is kParent.
   std::vector<ImageExtent> MapForRead(uint64_t offset, uint64_t length);
+  // While no request is under way.
+
+  /// A larger disk.
+  vmm::Result<void> Grow(uint64_t size_bytes);
+  /// The same content in another Image; returns the former one.
+  std::unique_ptr<Image> ReplaceLayer(size_t layer, std::unique_ptr<Image> image);
+  /// An image whose parent is the top becomes the top.
+  void PushTop(std::unique_ptr<Image> image, std::string path);
+  /// What this layer shows the one below it shows, too.
+  std::unique_ptr<Image> RemoveLayer(size_t layer);
+
+  /// Of all layers.
+  IoGate& gate() { return *gate_; }
   /// Closes every layer; the first error counts.
   vmm::Result<void> Close();
 
@@ -42,6 +56,7 @@ class Chain {
                     std::vector<ImageExtent>* extents);
   size_t FirstLayerWith(uint64_t granule, size_t from);
 
+  const std::unique_ptr<IoGate> gate_ = std::make_unique<IoGate>();
   std::vector<std::unique_ptr<Image>> layers_;
   std::vector<std::string> paths_;
   // For each layer below the top and each granule (the smallest block of these layers): the first
@@ -58,9 +73,12 @@ class Chain {
 vmm::Result<std::unique_ptr<Chain>> OpenChain(const std::string& path, bool read_only,
                                               const std::vector<std::string>& roots = {});
 
-/// How a disk's top image uses the page cache; one log line where it cannot do without. Before its
-/// first transfer.
+/// How a disk's top image uses the page cache; one log line where it cannot do without. While it
+/// has no transfer under way, and all of its data is flushed.
 void ApplyCaching(Image& image, DiskCaching caching, const std::string& path);
+
+/// The way in which a top whose I/O goes past the page cache, or not, has it.
+DiskCaching CachingOf(Image& image);
 
 /// The disk that a chain makes.
 std::unique_ptr<DiskIo> MakeChainDisk(std::unique_ptr<Chain> chain, bool force_threads);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // DiskIo on a Chain: a host queue for each of its queues, requests cut at extents, what blocks on
-// a thread of its own.
+// a thread of its own. The chain changes only while no request is under way (IoHold).
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
@@ -10,6 +10,8 @@
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_qos.h"
 #include "virtdev/disk/host_engine.h"
+#include "virtdev/disk/io_hold.h"
+#include "virtdev/disk/live_chain.h"
 #include "virtdev/disk/slow_worker.h"
 #include "vmm/os/log.h"
 
@@ -21,6 +23,15 @@ using Op = DiskRequest::Op;
 
 struct Counters {
   vmm::Counter reads, writes, flushes, unmaps, errors;
+};
+
+/// What the queues of a disk share. It outlives them.
+struct DiskParts {
+  Chain& chain;
+  IoHold& hold;
+  SlowWorker& slow;
+  Counters& counters;
+  std::shared_ptr<WriteLog> write_log;  ///< changes under the hold; null: nobody asks
 };
 
 /// A request under way: the transfers that it was cut into. Reused: what its vectors have is kept,
@@ -35,53 +46,41 @@ struct Operation {
 };
 
 /// Home: its loop. The slow worker answers through finished_.
-class ChainQueue final : public DiskQueue, private HostCompletion {
+class ChainQueue final : public DiskQueue, private HostCompletion, private IoHold::Waiter {
  public:
-  ChainQueue(Chain& chain, SlowWorker& slow, Counters& counters, std::unique_ptr<HostQueue> host,
-             vmm::Loop& loop)
-      : chain_(chain),
-        image_(chain.top()),
-        slow_(slow),
-        counters_(counters),
+  ChainQueue(DiskParts& parts, std::unique_ptr<HostQueue> host, vmm::Loop& loop)
+      : parts_(parts),
+        chain_(parts.chain),
+        slow_(parts.slow),
+        counters_(parts.counters),
         host_(std::move(host)),
         loop_(loop) {}
-  ~ChainQueue() override { KVMBUS_ASSERT(under_way_ == 0); }
+  ~ChainQueue() override {
+    KVMBUS_ASSERT(under_way_ == 0);
+    parts_.hold.Forget(*this);
+  }
 
   void Submit(DiskRequest& request) override {
     ++under_way_;
     request.error = 0;
-    Operation& operation = NewOperation(request);
-    if (const int error = Check(request); error != 0) return Complete(operation, error);
-    switch (request.op) {
-      case Op::kRead:
-        return Read(operation);
-      case Op::kWrite:
-        return Write(operation);
-      case Op::kFlush:
-        return Flush(operation);
-      case Op::kUnmap:
-        counters_.unmaps.Add();
-        return Slow(operation,
-                    [this, &request] { return image_.Unmap(request.offset, request.length); });
-      case Op::kWriteZeroes:
-        counters_.writes.Add();
-        return Slow(operation, [this, &request] {
-          auto done = image_.WriteZeroes(request.offset, request.length);
-          return done.ok() && request.fua ? image_.Flush() : done;
-        });
-    }
+    if (const auto token = parts_.hold.Enter(*this))
+      Start(request, *token);
+    else
+      parked_.push_back(&request);
   }
 
   void Kick() override { host_->Kick(); }
 
   void Drain() override {
     for (;;) {
+      for (DiskRequest* request : std::exchange(parked_, {}))
+        Start(*request, parts_.hold.EnterNow());
       host_->Drain();
       Deliver();
       if (under_way_ == 0) return;
       host_->Drain();  // what a delivery has started
       std::unique_lock lock(mutex_);
-      if (under_way_ != 0 && waiting_for_slow_ != 0)
+      if (waiting_for_slow_ != 0)
         finished_signal_.wait(lock, [this] { return !finished_.empty(); });
     }
   }
@@ -93,8 +92,48 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     bool go_on;  // a write that waited for the image to be ready
   };
 
+  Image& image() { return chain_.top(); }
+
+  /// IoHold: on the thread of a task that has ended.
+  void OnReleased() override {
+    loop_.Post([this, alive = std::weak_ptr<bool>(alive_)] {
+      if (!alive.expired()) SubmitParked();
+    });
+  }
+
+  void SubmitParked() {
+    for (DiskRequest* request : std::exchange(parked_, {})) {
+      --under_way_;
+      Submit(*request);
+    }
+    Kick();
+  }
+
+  void Start(DiskRequest& request, uint32_t gate_token) {
+    Operation& operation = NewOperation(request, gate_token);
+    if (const int error = Check(request); error != 0) return End(operation, error);
+    switch (request.op) {
+      case Op::kRead:
+        return Read(operation);
+      case Op::kWrite:
+        return Write(operation);
+      case Op::kFlush:
+        return Flush(operation);
+      case Op::kUnmap:
+        counters_.unmaps.Add();
+        return Slow(operation,
+                    [this, &request] { return image().Unmap(request.offset, request.length); });
+      case Op::kWriteZeroes:
+        counters_.writes.Add();
+        return Slow(operation, [this, &request] {
+          auto done = image().WriteZeroes(request.offset, request.length);
+          return done.ok() && request.fua ? image().Flush() : done;
+        });
+    }
+  }
+
   int Check(const DiskRequest& request) const {
-    const DiskInfo& info = image_.info();
+    const DiskInfo& info = chain_.info();
     if (request.op == Op::kFlush) return 0;
     if (request.offset > info.size_bytes || request.length > info.size_bytes - request.offset ||
         request.offset % info.logical_sector_bytes != 0 ||
@@ -109,14 +148,14 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     return 0;
   }
 
-  Operation& NewOperation(DiskRequest& request) {
+  Operation& NewOperation(DiskRequest& request, uint32_t gate_token) {
     if (idle_.empty()) idle_.push_back(std::make_unique<Operation>());
     Operation& operation = *idle_.back().release();
     idle_.pop_back();
     operation.request = &request;
     operation.used = 0;
     operation.error = 0;
-    operation.gate_token = image_.gate().Enter();
+    operation.gate_token = gate_token;
     return operation;
   }
 
@@ -124,22 +163,22 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     counters_.reads.Add();
     const DiskRequest& request = *operation.request;
     Cut(operation, chain_.MapForRead(request.offset, request.length), false);
-    Start(operation);
+    Transfer(operation);
   }
 
   void Write(Operation& operation) {
     DiskRequest& request = *operation.request;
-    if (!image_.ReadyToWrite())
+    if (!image().ReadyToWrite())
       return Ask(
-          operation, [this] { return image_.PrepareToWrite(); }, true);
+          operation, [this] { return image().PrepareToWrite(); }, true);
     counters_.writes.Add();
-    auto extents = image_.MapForWrite(request.offset, request.length);
+    auto extents = image().MapForWrite(request.offset, request.length);
     if (!extents.ok()) {
       KVMBUS_LOG_LIMITED("disk: {}", extents.error().ToString());
       return Complete(operation, ErrnoOf(extents.error()));
     }
     Cut(operation, *extents, true);
-    Start(operation);
+    Transfer(operation);
   }
 
   /// Splits the guest's buffer along the extents; those that read as zeroes are filled at once.
@@ -178,7 +217,7 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     return transfer;
   }
 
-  void Start(Operation& operation) {
+  void Transfer(Operation& operation) {
     const size_t count = operation.used;
     if (count == 0) return Complete(operation, 0);
     operation.left = count;
@@ -200,8 +239,10 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     if (--operation.left != 0) return;
     const DiskRequest& request = *operation.request;
     if (operation.error == 0 && request.op == Op::kWrite) {
-      image_.WriteDone(request.offset, request.length);
-      if (image_.WantsFlush()) slow_.Flush([](int) {});
+      image().WriteDone(request.offset, request.length);
+      if (image().WantsFlush())
+        slow_.Flush(
+            [&hold = parts_.hold, token = parts_.hold.EnterBeside()](int) { hold.Leave(token); });
       if (request.fua) return Flush(operation);
     }
     Complete(operation, operation.error);
@@ -251,9 +292,17 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
   }
 
   void Complete(Operation& operation, int error) {
+    const DiskRequest& request = *operation.request;
+    // Whatever came of it: a part of it may have been written.
+    if (parts_.write_log != nullptr && request.op != Op::kRead && request.op != Op::kFlush)
+      parts_.write_log->Mark(request.offset, request.length);
+    End(operation, error);
+  }
+
+  void End(Operation& operation, int error) {
     if (error != 0) counters_.errors.Add();
-    image_.gate().Leave(operation.gate_token);
     DiskRequest& request = *operation.request;
+    parts_.hold.Leave(operation.gate_token);
     Recycle(operation);
     --under_way_;
     request.error = error;
@@ -272,14 +321,15 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
     idle_.push_back(std::move(owned));
   }
 
+  DiskParts& parts_;
   Chain& chain_;
-  Image& image_;  // the top
   SlowWorker& slow_;
   Counters& counters_;
   std::unique_ptr<HostQueue> host_;
   vmm::Loop& loop_;
-  size_t under_way_ = 0;
+  size_t under_way_ = 0;  // with those parked
   size_t waiting_for_slow_ = 0;
+  std::vector<DiskRequest*> parked_;  // turned away by a hold
   std::vector<std::unique_ptr<Operation>> idle_;
   std::mutex mutex_;  // guards finished_
   std::condition_variable finished_signal_;
@@ -287,18 +337,20 @@ class ChainQueue final : public DiskQueue, private HostCompletion {
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
-class ChainDisk final : public DiskIo {
+class ChainDisk final : public DiskIo, private LiveChain {
  public:
   ChainDisk(std::unique_ptr<Chain> chain, bool force_threads)
       : chain_(std::move(chain)),
+        info_(chain_->info()),
         engine_(MakeHostEngine(force_threads)),
-        slow_(std::make_unique<SlowWorker>(chain_->top())) {}
-  const DiskInfo& info() const override { return chain_->info(); }
+        hold_(chain_->gate()),
+        slow_(std::make_unique<SlowWorker>([this] { return chain_->top().Flush(); })),
+        parts_{*chain_, hold_, *slow_, counters_, nullptr} {}
+  const DiskInfo& info() const override { return info_; }
   std::string_view format() const override { return chain_->top().format(); }
   Result<std::unique_ptr<DiskQueue>> OpenQueue(vmm::Loop& loop) override {
     auto host = TRY(engine_->OpenQueue(loop));
-    return qos_.Wrap(
-        std::make_unique<ChainQueue>(*chain_, *slow_, counters_, std::move(host), loop), loop);
+    return qos_.Wrap(std::make_unique<ChainQueue>(parts_, std::move(host), loop), loop);
   }
   Result<void> Close() override {
     slow_.reset();
@@ -313,13 +365,38 @@ class ChainDisk final : public DiskIo {
     qos_.VisitCounters(visit);
   }
   DiskQos* qos() override { return &qos_; }
+  void SetResizeListener(std::function<void()> changed) override {
+    std::lock_guard lock(listener_mutex_);
+    resized_ = std::move(changed);
+  }
+  LiveChain* live() override { return this; }
 
  private:
+  // LiveChain
+  Chain& chain() override { return *chain_; }
+  Result<void> Hold(const std::function<Result<void>()>& change) override {
+    return hold_.Run([this, &change] {
+      auto changed = change();
+      info_ = chain_->info();
+      return changed;
+    });
+  }
+  void SetWriteLog(std::shared_ptr<WriteLog> log) override { parts_.write_log = std::move(log); }
+  void TellResized() override {
+    std::lock_guard lock(listener_mutex_);
+    if (resized_) resized_();
+  }
+
   std::unique_ptr<Chain> chain_;
+  DiskInfo info_;  // changes under the hold
   std::unique_ptr<HostEngine> engine_;
   Counters counters_;
   DiskQos qos_;
+  IoHold hold_;
   std::unique_ptr<SlowWorker> slow_;
+  DiskParts parts_;
+  std::mutex listener_mutex_;  // guards resized_
+  std::function<void()> resized_;
 };
 
 }  // namespace

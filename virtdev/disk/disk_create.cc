@@ -149,9 +149,15 @@ Result<void> CheckName(const std::string& path, const CreateDiskOptions& options
 }
 
 /// A differencing image on options.parent, which stays locked meanwhile: nobody may write it.
-Result<void> CreateChild(const std::string& path, CreateDiskOptions options) {
+Result<void> CreateChild(const std::string& path, const CreateDiskOptions& options) {
   const auto chain = TRY_CTX(OpenChain(options.parent, true), "the parent of '{}'", path);
-  const Image& parent = chain->top();
+  return TRY(NewChildFile(path, options, chain->top())).Publish();
+}
+
+}  // namespace
+
+Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options,
+                             const Image& parent) {
   const DiskInfo& info = parent.info();
   ParentReference reference;
   reference.linkage = {parent.identity()};
@@ -181,10 +187,8 @@ Result<void> CreateChild(const std::string& path, CreateDiskOptions options) {
     const VhdParent kept = TRY(VhdParentOf(options.parent, parent, reference));
     TRY_VOID_CTX(FormatVhdChild(file.file(), kept), "creating '{}'", path);
   }
-  return file.Publish();
+  return file;
 }
-
-}  // namespace
 
 Result<void> FormatVhdx(BlockFile& file, const CreateDiskOptions& options, const vmm::Guid& disk_id,
                         const ParentReference* parent) {

@@ -31,6 +31,7 @@ struct DiskInfo {
 };
 
 class DiskRequest;
+class LiveChain;
 
 /// Told once for each request submitted, on the queue's home thread.
 class DiskCompletion {
@@ -98,6 +99,8 @@ class DiskIo {
   /// listens. No call of the former listener is under way when this returns. Images whose size
   /// cannot change while they are open ignore it.
   virtual void SetResizeListener(std::function<void()>) {}
+  /// What changes the image while it is in use (live_disk.h); null: nothing does.
+  virtual LiveChain* live() { return nullptr; }
 };
 
 enum class DiskCaching {

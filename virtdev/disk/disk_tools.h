@@ -40,6 +40,11 @@ vmm::Result<NewFile> NewImageFile(const std::string& path, const CreateDiskOptio
                                   const vmm::Guid& disk_id,
                                   const ParentReference* parent = nullptr);
 
+/// The file of a differencing image on options.parent, which is open as `parent` and does not
+/// change meanwhile; not yet published. The rest of the options as for CreateDisk.
+vmm::Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options,
+                                  const Image& parent);
+
 struct DiskDescription {
   std::string format;
   std::string type;  ///< "fixed", "dynamic", "differencing"; "" for raw

@@ -82,10 +82,20 @@ class Image {
   virtual vmm::Result<void> Flush() = 0;
   virtual vmm::Result<void> Close() = 0;
 
-  IoGate& gate() { return gate_; }
+  /// Makes the disk larger. No request is under way. A crash leaves the old size or the new.
+  virtual vmm::Result<void> Grow(uint64_t size_bytes);
+  /// Says something else of the parent from now on, durably; its own content stays what it is, and
+  /// so does its identity().
+  virtual vmm::Result<void> Relink(const ParentReference& parent);
+
+  IoGate& gate() { return *gate_; }
+  /// Before the first request: the gate of the chain that it is a layer of, whose requests know
+  /// places in every layer.
+  void ShareGate(IoGate& gate) { gate_ = &gate; }
 
  private:
-  IoGate gate_;
+  IoGate own_gate_;
+  IoGate* gate_ = &own_gate_;
 };
 
 vmm::Result<std::unique_ptr<Image>> OpenRawImage(std::unique_ptr<BlockFile> file, bool read_only,

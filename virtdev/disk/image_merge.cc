@@ -22,11 +22,12 @@ Result<void> CheckMergePair(const Image& child, const Image& parent) {
                  "its parent is not what it was made on: link the right one with 'vmctl disk "
                  "reparent'");
   const DiskInfo &a = child.info(), &b = parent.info();
-  if (a.size_bytes != b.size_bytes || a.logical_sector_bytes != b.logical_sector_bytes)
-    return MakeError(Code::kFailedPrecondition,
-                     "it has {} bytes in sectors of {}, its parent {} in sectors of {}: they must "
-                     "be equal",
-                     a.size_bytes, a.logical_sector_bytes, b.size_bytes, b.logical_sector_bytes);
+  if (a.size_bytes < b.size_bytes || a.logical_sector_bytes != b.logical_sector_bytes)
+    return MakeError(
+        Code::kFailedPrecondition,
+        "it has {} bytes in sectors of {}, its parent {} in sectors of {}: the sectors "
+        "must be equal, and the parent not the larger one",
+        a.size_bytes, a.logical_sector_bytes, b.size_bytes, b.logical_sector_bytes);
   return {};
 }
 
@@ -48,10 +49,10 @@ Result<void> MergeRange(Image& child, uint64_t offset, uint64_t length, Image& p
 }
 
 Result<void> MergeLayer(Image& child, Image& parent, const Progress& progress) {
-  constexpr uint64_t kPiece = 1u << 20;
   const uint64_t total = child.info().size_bytes;
-  for (uint64_t at = 0; at < total; at += kPiece) {
-    const uint64_t length = std::min(kPiece, total - at);
+  if (parent.info().size_bytes < total) TRY_VOID_CTX(parent.Grow(total), "its parent");
+  for (uint64_t at = 0; at < total; at += kMergePiece) {
+    const uint64_t length = std::min(kMergePiece, total - at);
     TRY_VOID(MergeRange(child, at, length, parent));
     if (parent.WantsFlush()) TRY_VOID(parent.Flush());
     if (progress && !progress(at + length, total)) {

@@ -9,7 +9,7 @@
 
 namespace kvmbus::virtdev {
 
-/// Requests pass through in phases. Enter and Leave: any thread. The rest: under the owner's lock.
+/// Requests pass through in phases. Enter and Leave: any thread. The rest: under an owner's lock.
 class IoGate {
  public:
   /// The value is for Leave.
@@ -24,11 +24,14 @@ class IoGate {
   void Leave(uint32_t token) { under_way_[token].fetch_sub(1); }
 
   uint64_t phase() const { return phase_.load(); }
-  /// Goes on to the next phase if the requests of the last one have all ended.
+  /// Goes on to the next phase if the requests of the last one have all ended. The images of a
+  /// chain share a gate, each with a lock of its own: who comes second changes nothing.
   void Advance() {
-    const uint64_t phase = phase_.load();
-    if (under_way_[(phase + 1) & 1].load() == 0) phase_.store(phase + 1);
+    uint64_t phase = phase_.load();
+    if (under_way_[(phase + 1) & 1].load() == 0) phase_.compare_exchange_strong(phase, phase + 1);
   }
+  /// No request is under way, unless one enters at this moment. Any thread.
+  bool IsEmpty() const { return under_way_[0].load() == 0 && under_way_[1].load() == 0; }
   /// All requests that entered before the gate reached `phase` + 1 have ended.
   bool HasEnded(uint64_t phase) const { return phase_.load() >= phase + 2; }
 

@@ -43,6 +43,11 @@ NewFile::~NewFile() {
   if (file_) ::unlink(temporary_.c_str());
 }
 
+std::unique_ptr<BlockFile> NewFile::Take() {
+  ::unlink(temporary_.c_str());
+  return std::move(file_);
+}
+
 Result<void> NewFile::Publish() {
   TRY_VOID(file_->Flush());
   int status = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);

@@ -19,6 +19,8 @@ class NewFile {
   ~NewFile();
 
   BlockFile& file() { return *file_; }
+  /// After Publish: the file, open and locked.
+  std::unique_ptr<BlockFile> Take();
   /// Durable, then named. Never replaces a file that came meanwhile (kAlreadyExists).
   vmm::Result<void> Publish();
 

@@ -59,6 +59,10 @@ void ApplyCaching(Image& image, DiskCaching caching, const std::string& path) {
     spdlog::info("disk '{}' uses the page cache: {}", path, direct.error().ToString());
 }
 
+DiskCaching CachingOf(Image& image) {
+  return image.file().alignment().is_none() ? DiskCaching::kBuffered : DiskCaching::kDirect;
+}
+
 vmm::Result<std::unique_ptr<DiskIo>> OpenDisk(const std::string& path,
                                               const DiskOpenOptions& options) {
   auto chain = TRY(OpenChain(path, options.read_only, options.roots));

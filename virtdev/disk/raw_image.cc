@@ -6,6 +6,19 @@ namespace {
 
 using vmm::Result;
 
+Result<void> CheckNewSize(BlockFile& file, uint64_t size_bytes) {
+  const uint64_t now = TRY(file.Size());
+  if (file.is_device())
+    return vmm::Error(vmm::Code::kInvalidArgument,
+                      "it is a block device: the host gives it its size");
+  if (size_bytes < now || size_bytes % 512 != 0)
+    return vmm::MakeError(
+        vmm::Code::kInvalidArgument,
+        "{} bytes: a multiple of 512 of at least {} is needed; it can grow, not shrink", size_bytes,
+        now);
+  return {};
+}
+
 /// The file is the disk.
 class RawImage final : public Image {
  public:
@@ -25,6 +38,13 @@ class RawImage final : public Image {
   Result<void> WriteZeroes(uint64_t offset, uint64_t length) override {
     return file_->Zero(offset, length, true);
   }
+  Result<void> Grow(uint64_t size_bytes) override {
+    TRY_VOID(CheckNewSize(*file_, size_bytes));
+    TRY_VOID(file_->Resize(size_bytes));
+    TRY_VOID(file_->Flush());
+    info_.size_bytes = size_bytes;
+    return {};
+  }
   Result<void> Flush() override { return file_->Flush(); }
   Result<void> Close() override { return info_.read_only ? Result<void>() : file_->Flush(); }
 
@@ -34,7 +54,7 @@ class RawImage final : public Image {
   }
 
   std::unique_ptr<BlockFile> file_;
-  const DiskInfo info_;
+  DiskInfo info_;
 };
 
 }  // namespace

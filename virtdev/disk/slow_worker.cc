@@ -22,7 +22,7 @@ int ErrnoOf(const vmm::Error& error) {
   return error.code() == vmm::Code::kResourceExhausted ? ENOSPC : EIO;
 }
 
-SlowWorker::SlowWorker(Image& image) : image_(image), thread_([this] { Main(); }) {}
+SlowWorker::SlowWorker(Task flush) : flush_(std::move(flush)), thread_([this] { Main(); }) {}
 
 SlowWorker::~SlowWorker() {
   {
@@ -56,7 +56,7 @@ void SlowWorker::Main() {
     lock.unlock();
     for (const auto& [task, done] : tasks) done(Report(task()));
     if (!flushes.empty()) {
-      const int error = Report(image_.Flush());
+      const int error = Report(flush_());
       for (const Done& done : flushes) done(error);
     }
     lock.lock();

@@ -21,7 +21,8 @@ class SlowWorker {
   using Task = std::function<vmm::Result<void>()>;
   using Done = std::function<void(int error)>;  ///< on the worker's thread; 0 or an errno
 
-  explicit SlowWorker(Image& image);
+  /// `flush` is what Flush does.
+  explicit SlowWorker(Task flush);
   ~SlowWorker();  ///< after all that was asked for is done
   void Flush(Done done);
   void Run(Task task, Done done);
@@ -29,7 +30,7 @@ class SlowWorker {
  private:
   void Main();
 
-  Image& image_;
+  const Task flush_;
   std::mutex mutex_;  // guards what follows, up to the thread
   std::condition_variable changed_;
   std::vector<Done> flushes_;

@@ -63,6 +63,14 @@ Result<BlockTable> BlockTable::Read(BlockFile& file, const DiskMetadata& disk, c
   return table;
 }
 
+Result<BlockTable> BlockTable::Grown(const DiskMetadata& disk) const {
+  BlockTable table(disk.bat_entries(), disk.chunk_ratio());
+  if (!table.entries_)
+    return MakeError(Code::kResourceExhausted, "no memory for a BAT of {} entries", table.count_);
+  std::copy_n(entries_.get(), std::min(count_, table.count_), table.entries_.get());
+  return table;
+}
+
 Result<void> BlockTable::AddPage(uint64_t first_index, std::span<const uint8_t> bytes,
                                  uint64_t file_bytes, const DiskMetadata& disk,
                                  std::vector<FileRange>* used, std::vector<Anchor>* anchors) {

@@ -54,6 +54,8 @@ class BlockTable {
   void SetBitmap(uint64_t block, uint64_t file_offset) {
     Slot(BitmapIndex(block)).store(Pack({kFullyPresent, file_offset}), std::memory_order_release);
   }
+  /// The same for a larger disk.
+  vmm::Result<BlockTable> Grown(const DiskMetadata& disk) const;
   /// Which 4 KiB page of the BAT region a block's entry is in, and its bitmap's: the same or a
   /// later one.
   uint64_t PageOf(uint64_t block) const { return BatIndex(block, ratio_) / kEntriesAPage; }

@@ -14,7 +14,9 @@ using vmm::MakeError;
 using vmm::Result;
 using Pages = std::vector<Journal::Page>;
 
-Result<void> CheckSize(const DiskMetadata& disk, uint64_t bytes) {
+}  // namespace
+
+Result<void> CheckNewSize(const DiskMetadata& disk, uint64_t bytes) {
   if (bytes % disk.logical_sector != 0)
     return MakeError(Code::kInvalidArgument, "a disk of {} bytes: a multiple of {} is needed",
                      bytes, disk.logical_sector);
@@ -28,6 +30,8 @@ Result<void> CheckSize(const DiskMetadata& disk, uint64_t bytes) {
                       "convert'");
   return {};
 }
+
+namespace {
 
 /// Entries that the disk did not have so far must say "not present".
 Result<bool> FitsItsRegion(const VhdxFile& vhdx, uint64_t old_bytes, uint64_t new_bytes) {
@@ -80,26 +84,29 @@ Result<Pages> RegionPages(const VhdxFile& vhdx, const Region& bat) {
 
 }  // namespace
 
-Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
-  TRY_VOID(CheckSize(vhdx.disk, disk_bytes));
-  if (disk_bytes == vhdx.disk.disk_bytes) return {};
+Result<Growth> PlanGrowth(const VhdxFile& vhdx, const BlockTable& table, uint64_t disk_bytes) {
   DiskMetadata grown = vhdx.disk;
   grown.disk_bytes = disk_bytes;
   const uint64_t old_bytes = vhdx.disk.bat_entries() * 8, new_bytes = grown.bat_entries() * 8;
+  Growth growth{{}, vhdx.regions.bat, TRY(ZeroPastEnd(vhdx, table, vhdx.disk.disk_bytes))};
+  if (!TRY(FitsItsRegion(vhdx, old_bytes, new_bytes))) {
+    growth.flush_first = true;
+    growth.bat = TRY(CopyBat(vhdx, old_bytes, new_bytes));
+    growth.pages = TRY(RegionPages(vhdx, growth.bat));
+  }
+  growth.pages.push_back(TRY(DiskSizePage(vhdx, disk_bytes)));
+  return growth;
+}
+
+Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes) {
+  TRY_VOID(CheckNewSize(vhdx.disk, disk_bytes));
+  if (disk_bytes == vhdx.disk.disk_bytes) return {};
   std::vector<FileRange> used;
   const BlockTable table = TRY(ReadBlockTable(vhdx, &used));
   Journal journal(*vhdx.file, vhdx.header);
   TRY_VOID(journal.Open(true));
-  const bool zeroed = TRY(ZeroPastEnd(vhdx, table, vhdx.disk.disk_bytes));
-  Pages pages;
-  const bool fits = TRY(FitsItsRegion(vhdx, old_bytes, new_bytes));
-  if (!fits) {
-    const Region moved = TRY(CopyBat(vhdx, old_bytes, new_bytes));
-    pages = TRY(RegionPages(vhdx, moved));
-  }
-  pages.push_back(TRY(DiskSizePage(vhdx, disk_bytes)));
-  // A BAT that has moved is durable before anything leads to it, and so are new zeroes.
-  TRY_VOID(journal.Commit(pages, !fits || zeroed));
+  const Growth growth = TRY(PlanGrowth(vhdx, table, disk_bytes));
+  TRY_VOID(journal.Commit(growth.pages, growth.flush_first));
   return journal.Close();
 }
 

@@ -6,13 +6,26 @@
 #include <cstdint>
 
 #include "virtdev/disk/vhdx_file.h"
+#include "virtdev/disk/vhdx_journal.h"
 
 namespace kvmbus::virtdev::vhdx {
 
+/// What one commit makes a larger disk of.
+struct Growth {
+  std::vector<Journal::Page> pages;
+  Region bat;                ///< where the BAT is afterwards
+  bool flush_first = false;  ///< it has moved, or there are new zeroes: durable before the commit
+};
+
+/// kInvalidArgument, kOutOfRange: a size that is not allowed; kUnimplemented: a fixed disk.
+vmm::Result<void> CheckNewSize(const DiskMetadata& disk, uint64_t disk_bytes);
+/// Copies the BAT to the file's end where its region is too small, clears what lies behind the
+/// disk's end, and changes nothing else. All metadata are in place in the file.
+vmm::Result<Growth> PlanGrowth(const VhdxFile& vhdx, const BlockTable& table, uint64_t disk_bytes);
+
 /// Gives the disk `disk_bytes`, through the log: after a crash it has the old size or the new one.
 /// The BAT moves to the file's end where its region is too small. `vhdx` was opened for writing;
-/// its identity changes, so that children of it are lost. kInvalidArgument, kOutOfRange: a size
-/// that is not allowed; kUnimplemented: a fixed disk.
+/// its identity changes, so that children of it are lost. Errors as CheckNewSize's.
 vmm::Result<void> GrowDisk(const VhdxFile& vhdx, uint64_t disk_bytes);
 
 }  // namespace kvmbus::virtdev::vhdx

@@ -12,7 +12,8 @@
 //   release: an unmapped block's space serves others once the log has its release and the requests
 //   that knew the old place have ended. Bitmap blocks are never released: an old entry of the log
 //   that is replayed would write into them.
-//   close: all flushed, the log marked empty, then free space at the file's end is cut off.
+//   growth: all is flushed and in place; one log entry has the size, and where the BAT has moved
+//   to. close: all flushed, the log marked empty, then free space at the file's end is cut off.
 #include <algorithm>
 #include <atomic>
 #include <deque>
@@ -23,7 +24,9 @@
 #include "virtdev/disk/image.h"
 #include "virtdev/disk/vhdx_bitmap.h"
 #include "virtdev/disk/vhdx_file.h"
+#include "virtdev/disk/vhdx_grow.h"
 #include "virtdev/disk/vhdx_journal.h"
+#include "virtdev/disk/vhdx_relink.h"
 #include "virtdev/disk/vhdx_space.h"
 
 namespace kvmbus::virtdev {
@@ -180,6 +183,39 @@ class VhdxImage final : public Image {
     TRY_VOID(journal_.Close());
     ready_.store(false);
     return CutFreeEnd();
+  }
+
+  Result<void> Grow(uint64_t size_bytes) override {
+    TRY_VOID(CheckNewSize(vhdx_.disk, size_bytes));
+    if (size_bytes == info_.size_bytes) return {};
+    TRY_VOID(PrepareToWrite());
+    TRY_VOID(Flush());
+    std::scoped_lock lock(flush_mutex_, mutex_);
+    DiskMetadata disk = vhdx_.disk;
+    disk.disk_bytes = size_bytes;
+    BlockTable table = TRY(table_.Grown(disk));
+    TRY_VOID(journal_.Apply());
+    auto growth = PlanGrowth(vhdx_, table_, size_bytes);
+    file_bytes_ = TRY(file().Size());  // with a BAT at its end, needed or not
+    if (!growth.ok()) return growth.error();
+    TRY_VOID(journal_.Commit(growth->pages, growth->flush_first));
+    // The place of a BAT that has moved is not used again while the image is open: an old entry of
+    // the log that is replayed would write into it.
+    vhdx_.regions.bat = growth->bat;
+    vhdx_.disk = std::move(disk);
+    info_.size_bytes = size_bytes;
+    table_ = std::move(table);
+    return {};
+  }
+
+  Result<void> Relink(const ParentReference& parent) override {
+    std::lock_guard lock(flush_mutex_);
+    TRY_VOID(journal_.Open(false));
+    TRY_VOID(journal_.Apply());
+    const std::vector<Journal::Page> pages = TRY(LocatorPages(vhdx_, parent));
+    TRY_VOID(journal_.Commit(pages, false));
+    vhdx_.disk.parent = parent;
+    return {};
   }
 
   /// Both copies of the region table as `good` has it.

@@ -41,6 +41,8 @@ class Journal {
   /// durable (if they cannot be written, the next commit tries again first). `flush_first`: the
   /// pages lead to data that must be durable before them. At most LogWriter::kMaxPages pages.
   vmm::Result<void> Commit(const std::vector<Page>& pages, bool flush_first);
+  /// Puts in place what the last commit could not.
+  vmm::Result<void> Apply();
   /// All that was committed is in place in the file, durable or not.
   bool is_applied() const { return unapplied_.empty(); }
   const vmm::Guid& data_write_guid() const { return header_.header.data_write_guid; }
@@ -49,7 +51,6 @@ class Journal {
 
  private:
   vmm::Result<void> PublishHeader(const ActiveHeader& next);
-  vmm::Result<void> Apply();
 
   BlockFile& file_;
   ActiveHeader header_;

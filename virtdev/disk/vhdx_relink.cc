@@ -11,7 +11,8 @@ using vmm::Code;
 using vmm::MakeError;
 using vmm::Result;
 
-Result<void> ReplaceParentLocator(const VhdxFile& vhdx, const ParentReference& parent) {
+Result<std::vector<Journal::Page>> LocatorPages(const VhdxFile& vhdx,
+                                                const ParentReference& parent) {
   std::vector<uint8_t> item = TRY(BuildParentLocator(parent));
   const auto length = static_cast<uint32_t>(item.size());
   const Region& region = vhdx.regions.metadata;
@@ -29,6 +30,11 @@ Result<void> ReplaceParentLocator(const VhdxFile& vhdx, const ParentReference& p
   auto [page, content] = table.Move(*index, *room, length);
   pages.push_back({region.offset + page, std::move(content)});
   Journal::AppendPages(region.offset + *room, item, &pages);
+  return pages;
+}
+
+Result<void> ReplaceParentLocator(const VhdxFile& vhdx, const ParentReference& parent) {
+  const std::vector<Journal::Page> pages = TRY(LocatorPages(vhdx, parent));
   Journal journal(*vhdx.file, vhdx.header);
   TRY_VOID(journal.Open(false));
   TRY_VOID(journal.Commit(pages, false));

@@ -55,11 +55,12 @@ uint64_t FreeSpace::EndOfUse(uint64_t file_length) const {
   return last->first + last->second == file_length ? last->first : file_length;
 }
 
-vmm::Result<uint64_t> FreeSpace::CutFreeEnd(BlockFile& file, uint64_t file_bytes) const {
+vmm::Result<uint64_t> FreeSpace::CutFreeEnd(BlockFile& file, uint64_t file_bytes) {
   const uint64_t whole = file_bytes / kMiB;
   const uint64_t end = EndOfUse(whole);
   if (end == whole) return file_bytes;
   TRY_VOID_CTX(file.Resize(end * kMiB), "cutting off the image's free end");
+  Erase(std::prev(gaps_.end()));
   return end * kMiB;
 }
 

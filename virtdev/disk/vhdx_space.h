@@ -29,7 +29,7 @@ class FreeSpace {
   /// is none.
   uint64_t EndOfUse(uint64_t file_length) const;
   /// Cuts that off a file of `file_bytes`, unflushed; what the file has then.
-  vmm::Result<uint64_t> CutFreeEnd(BlockFile& file, uint64_t file_bytes) const;
+  vmm::Result<uint64_t> CutFreeEnd(BlockFile& file, uint64_t file_bytes);
 
  private:
   uint64_t TakeFront(std::map<uint64_t, uint64_t>::iterator gap, uint64_t taken);

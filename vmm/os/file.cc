@@ -88,14 +88,37 @@ Result<void> MakeFolders(const std::string& path, mode_t mode) {
   return {};
 }
 
-Result<void> LockFile(int fd, LockKind kind) {
+namespace {
+
+/// `length` 0: to the end, wherever that is.
+Result<void> SetLock(int fd, short type, off_t start, off_t length) {
   struct flock lock = {};
-  lock.l_type = kind == LockKind::kShared ? F_RDLCK : F_WRLCK;
+  lock.l_type = type;
   lock.l_whence = SEEK_SET;
+  lock.l_start = start;
+  lock.l_len = length;
   if (::fcntl(fd, F_OFD_SETLK, &lock) == 0) return {};
   if (errno == EAGAIN || errno == EACCES)
     return Error(Code::kUnavailable, "it is in use by another process");
   return Error::FromErrno(errno, "locking the file");
+}
+
+short TypeOf(LockKind kind) { return kind == LockKind::kShared ? F_RDLCK : F_WRLCK; }
+
+}  // namespace
+
+Result<void> LockFile(int fd, LockKind kind) { return SetLock(fd, TypeOf(kind), 0, 0); }
+
+Result<void> HandOverLock(int from, int to, LockKind kind) {
+  // The first byte, then the rest: a third who wants the whole file meets one of the two locks.
+  TRY_VOID(SetLock(from, F_UNLCK, 0, 1));
+  auto taken = SetLock(to, TypeOf(kind), 0, 1);
+  if (!taken.ok()) {
+    (void)SetLock(from, F_RDLCK, 0, 1);
+    return taken;
+  }
+  TRY_VOID(SetLock(from, F_UNLCK, 0, 0));
+  return SetLock(to, TypeOf(kind), 0, 0);
 }
 
 }  // namespace kvmbus::vmm

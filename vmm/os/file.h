@@ -31,5 +31,9 @@ enum class LockKind { kShared, kExclusive };
 /// until the last descriptor of this open file is closed, so that it survives being passed to
 /// another process.
 Result<void> LockFile(int fd, LockKind kind);
+/// A shared lock that `from` has becomes a lock of `to`, another open of the same file, with no
+/// moment in between at which a third could take it. kUnavailable: a third shares it; all stays as
+/// it was.
+Result<void> HandOverLock(int from, int to, LockKind kind);
 
 }  // namespace kvmbus::vmm

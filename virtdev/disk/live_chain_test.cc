@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// New children and merges under a guest of several threads, which compares all that it reads.
+#include <sys/stat.h>
+
+#include <thread>
+
+#include "virtdev/disk/live_test_disk.h"
+
+namespace kvmbus::virtdev {
+namespace {
+
+using namespace live_test;
+using vmm::Code;
+using vmm::Result;
+
+class LiveChainTest : public testing::Test {
+ protected:
+  LiveChainTest() : files_(MakeHostMergeFiles()) {}
+
+  std::string Path(const std::string& name) { return folder_ / (name + ".vhdx"); }
+  void Open(const std::string& name) {
+    auto disk = OpenDisk(Path(name), {false, true, {}});
+    ASSERT_TRUE(disk.ok()) << disk.error().ToString();
+    disk_ = std::move(disk).value();
+    guest_ = std::make_unique<Guest>(*disk_, seed_++);
+    guest_->SetContent(content_);
+  }
+  /// a, b on a, c on b ..., each with something of its own.
+  void MakeChain(const std::vector<std::string>& names) {
+    for (size_t i = 0; i < names.size(); ++i) {
+      ASSERT_NO_FATAL_FAILURE(MakeImage(Path(names[i]), i == 0 ? "" : Path(names[i - 1])));
+      ASSERT_NO_FATAL_FAILURE(Open(names[i]));
+      guest_->Start();
+      guest_->AwaitRequests(40);
+      ASSERT_NO_FATAL_FAILURE(Close(names[i]));
+    }
+  }
+  void Close(const std::string& name) {
+    guest_->Stop();
+    guest_->ExpectAllRight();
+    content_ = guest_->Content(disk_->info().size_bytes);
+    guest_.reset();
+    ASSERT_TRUE(disk_->Close().ok());
+    disk_.reset();
+    ASSERT_TRUE(ReadDisk(Path(name)) == content_);
+    ASSERT_EQ(Complaints(Path(name)), "");
+  }
+  Chain& chain() { return disk_->live()->chain(); }
+  Result<void> Merge(size_t layer, const Progress& progress = {}) {
+    return MergeLiveLayer(*disk_->live(), layer, *files_, progress, {});
+  }
+  void ExpectMerged(size_t layer) {
+    const auto merged = Merge(layer);
+    ASSERT_TRUE(merged.ok()) << merged.error().ToString();
+  }
+  void ExpectChild(const std::string& name) {
+    const auto made = CreateLiveChild(*disk_->live(), Path(name), {});
+    ASSERT_TRUE(made.ok()) << made.error().ToString();
+  }
+  bool IsLink(const std::string& name) { return std::filesystem::is_symlink(Path(name)); }
+  bool Exists(const std::string& name) {
+    struct stat status = {};
+    return ::lstat(Path(name).c_str(), &status) == 0;
+  }
+
+  Folder folder_;
+  std::unique_ptr<MergeFiles> files_;
+  uint64_t seed_ = 1;
+  std::unique_ptr<DiskIo> disk_;
+  std::unique_ptr<Guest> guest_;
+  Bytes content_ = Bytes(kDiskBytes, 0);
+};
+
+TEST_F(LiveChainTest, ANewChildTakesWhatIsWritten) {
+  MakeChain({"a"});
+  Open("a");
+  guest_->Start();
+  guest_->AwaitRequests(50);
+  ExpectChild("b");
+  const Bytes base = ReadDisk(Path("a"));  // shared from now on, and still
+  guest_->AwaitRequests(50);
+  ExpectChild("c");
+  guest_->AwaitRequests(50);
+  EXPECT_EQ(disk_->live()->chain().layers().size(), 3u);
+  EXPECT_TRUE(ReadDisk(Path("a")) == base);
+  Close("c");
+}
+
+TEST_F(LiveChainTest, AChildThatCannotBeChangesNothing) {
+  MakeChain({"a"});
+  Open("a");
+  guest_->Start();
+  guest_->AwaitRequests(20);
+  MakeImage(Path("other"));
+  EXPECT_EQ(CreateLiveChild(*disk_->live(), Path("other"), {}).error().code(),
+            Code::kAlreadyExists);
+  EXPECT_FALSE(CreateLiveChild(*disk_->live(), folder_ / "no/where.vhdx", {}).ok());
+  EXPECT_FALSE(CreateLiveChild(*disk_->live(), folder_ / "child.raw", {}).ok());
+  // As far as it goes: the top was closed, and is written on.
+  for (int i = 0; i < 8; ++i) {
+    const auto refused = CreateLiveChild(*disk_->live(), Path("b"), [](const std::string&) {
+      return Result<void>(vmm::Error(Code::kInternal, "no"));
+    });
+    EXPECT_FALSE(refused.ok());
+    EXPECT_FALSE(Exists("b"));
+    guest_->AwaitRequests(30);
+  }
+  Close("a");
+}
+
+TEST_F(LiveChainTest, TheTopIsMergedUnderLoad) {
+  MakeChain({"a", "b", "c"});
+  Open("c");
+  guest_->Start();
+  guest_->AwaitRequests(30);
+  ExpectMerged(0);
+  EXPECT_TRUE(IsLink("c"));
+  guest_->AwaitRequests(30);
+  ExpectMerged(0);
+  guest_->AwaitRequests(30);
+  EXPECT_EQ(chain().layers().size(), 1u);
+  EXPECT_TRUE(IsLink("b"));
+  Close("c");  // by its old name
+  EXPECT_TRUE(ReadDisk(Path("a")) == content_);
+}
+
+TEST_F(LiveChainTest, LayersBelowAreMergedUnderLoad) {
+  MakeChain({"a", "b", "c", "d"});
+  Open("d");
+  guest_->Start();
+  guest_->AwaitRequests(20);
+  ExpectMerged(2);  // b into a
+  EXPECT_FALSE(Exists("b"));
+  guest_->AwaitRequests(20);
+  ExpectMerged(1);  // c into a
+  EXPECT_FALSE(Exists("c"));
+  guest_->AwaitRequests(20);
+  EXPECT_EQ(chain().layers().size(), 2u);
+  Close("d");
+}
+
+TEST_F(LiveChainTest, ACancelLosesNothing) {
+  MakeChain({"a", "b", "c"});
+  Open("c");
+  guest_->Start();
+  for (const size_t layer : {0, 1}) {
+    const auto cancelled = Merge(layer, [](uint64_t done, uint64_t) { return done < 3 * kStrip; });
+    ASSERT_FALSE(cancelled.ok());
+    EXPECT_EQ(cancelled.error().code(), Code::kCancelled);
+    EXPECT_EQ(chain().layers().size(), 3u);
+    guest_->AwaitRequests(20);
+  }
+  Close("c");
+  Open("c");
+  guest_->Start();
+  ExpectMerged(1);
+  ExpectMerged(0);
+  Close("c");
+}
+
+TEST_F(LiveChainTest, ALargerChildMakesItsParentLarger) {
+  MakeChain({"a", "b"});
+  Open("b");
+  guest_->Start();
+  ASSERT_TRUE(ResizeLiveDisk(*disk_->live(), kDiskBytes + 2 * kStrip).ok());
+  guest_->hammer(0).AddStrip(kDiskBytes / kStrip);
+  guest_->hammer(1).AddStrip(kDiskBytes / kStrip + 1);
+  guest_->AwaitRequests(50);
+  ExpectMerged(0);
+  EXPECT_EQ(disk_->info().size_bytes, kDiskBytes + 2 * kStrip);
+  guest_->AwaitRequests(30);
+  Close("b");
+}
+
+TEST_F(LiveChainTest, WhatOthersUseIsRefused) {
+  MakeChain({"a", "b", "c"});
+  const auto other = OpenChain(Path("a"), true);
+  ASSERT_TRUE(other.ok());
+  Open("c");
+  guest_->Start();
+  const auto refused = Merge(1);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code(), Code::kUnavailable);
+  EXPECT_NE(refused.error().ToString().find("others use it"), std::string::npos);
+  EXPECT_FALSE(OpenBlockFile(Path("b"), false).ok()) << "its lock is there";
+  ExpectMerged(0);  // into b, which nobody else has
+  EXPECT_EQ(Merge(1).error().code(), Code::kInvalidArgument) << "a base";
+  Close("c");
+}
+
+TEST_F(LiveChainTest, AFileThatIsNotTheOneThatIsOpenIsRefused) {
+  MakeChain({"a", "b"});
+  Open("b");
+  std::filesystem::rename(Path("a"), Path("kept"));
+  std::filesystem::copy(Path("kept"), Path("a"));
+  EXPECT_EQ(Merge(0).error().code(), Code::kFailedPrecondition);
+  std::filesystem::rename(Path("kept"), Path("a"));
+  guest_->Start();
+  ExpectMerged(0);
+  Close("b");
+}
+
+TEST_F(LiveChainTest, AnythingInAnyOrder) {
+  std::mt19937_64 random(11);
+  MakeChain({"a", "b"});
+  Open("b");
+  guest_->Start();
+  int children = 0;
+  std::string name = "b";
+  for (int step = 0; step < 24 && !HasFailure(); ++step) {
+    SCOPED_TRACE(step);
+    guest_->AwaitRequests(10);
+    const size_t layers = chain().layers().size();
+    const uint64_t what = random() % 4;
+    if (what == 0 && layers < 6) {
+      name = fmt::format("child{}", ++children);
+      ASSERT_NO_FATAL_FAILURE(ExpectChild(name));
+    } else if (what == 1) {
+      ASSERT_TRUE(ResizeLiveDisk(*disk_->live(), disk_->info().size_bytes + kStrip).ok());
+    } else if (layers > 1) {
+      ASSERT_NO_FATAL_FAILURE(ExpectMerged(random() % (layers - 1)));
+    }
+  }
+  guest_->AwaitRequests(20);
+  Close(name);
+}
+
+}  // namespace
+}  // namespace kvmbus::virtdev

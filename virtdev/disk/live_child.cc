@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// A new child of a disk in use. The order that survives a crash: the old top is whole and closed,
+// the child is whole and durable, then it gets its name.
+#include <unistd.h>
+
+#include "virtdev/disk/live_disk.h"
+
+namespace kvmbus::virtdev {
+namespace {
+
+using vmm::Code;
+using vmm::MakeError;
+using vmm::Result;
+
+Result<void> CheckTop(Chain& chain) {
+  const Image& top = chain.top();
+  if (top.info().read_only)
+    return vmm::Error(Code::kFailedPrecondition,
+                      "the disk is attached read-only: its image can have children as it is");
+  if (top.format() != "vhdx")
+    return MakeError(Code::kUnimplemented,
+                     "'{}' is a {} image: only a VHDX gets a child while it is in use",
+                     chain.paths().front(), top.format());
+  if (chain.layers().size() == Chain::kMaxLayers)
+    return MakeError(Code::kOutOfRange, "'{}' has {} images below it: merge some of them",
+                     chain.paths().front(), Chain::kMaxLayers - 1);
+  return {};
+}
+
+/// Its name has appeared, and nothing is to come of it.
+vmm::Error Withdraw(const std::string& path, vmm::Error error) {
+  if (error.code() != Code::kAlreadyExists) ::unlink(path.c_str());
+  return error;
+}
+
+Result<std::unique_ptr<Image>> PublishChild(NewFile file, const std::string& path) {
+  auto published = file.Publish();
+  if (!published.ok()) return Withdraw(path, std::move(published.error()));
+  auto image = OpenVhdxImage(file.Take(), false);
+  if (!image.ok()) return Withdraw(path, std::move(image.error()));
+  return image;
+}
+
+}  // namespace
+
+Result<void> CreateLiveChild(LiveChain& live, const std::string& path, const TopMoves& top_moves) {
+  Chain& chain = live.chain();
+  TRY_VOID(CheckTop(chain));
+  CreateDiskOptions options;
+  options.parent = chain.paths().front();
+  options.block_bytes = static_cast<uint32_t>(chain.top().block_bytes());
+  TRY_VOID(CheckFindsLayers(path, chain, 0));
+  TRY_VOID(chain.top().Flush());  // most of what the flush in the hold would have to do
+  return live.Hold([&]() -> Result<void> {
+    Image& parent = chain.top();
+    TRY_VOID(parent.Close());
+    NewFile file = TRY(NewChildFile(path, options, parent));
+    if (top_moves) TRY_VOID(top_moves(path));
+    auto child = TRY(PublishChild(std::move(file), path));
+    ApplyCaching(*child, CachingOf(parent), path);
+    // An exclusive lock would keep readers away, no more.
+    (void)ShareLock(parent.file(), parent.file());
+    chain.PushTop(std::move(child), path);
+    return {};
+  });
+}
+
+}  // namespace kvmbus::virtdev
