@@ -14,6 +14,7 @@ Client::Client(const std::string& socket)
     : socket_(socket),
       channel_(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials())),
       machines_(api::VirtualMachines::NewStub(channel_)),
+      disks_(api::Disks::NewStub(channel_)),
       host_(api::Host::NewStub(channel_)) {}
 
 int Client::Check(const grpc::Status& status) const {

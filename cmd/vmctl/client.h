@@ -19,6 +19,7 @@ class Client {
   explicit Client(const std::string& socket);
 
   api::VirtualMachines::Stub& machines() { return *machines_; }
+  api::Disks::Stub& disks() { return *disks_; }
   api::Host::Stub& host() { return *host_; }
 
   /// 0, or after one line on standard error the exit status.
@@ -28,6 +29,7 @@ class Client {
   const std::string socket_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<api::VirtualMachines::Stub> machines_;
+  std::unique_ptr<api::Disks::Stub> disks_;
   std::unique_ptr<api::Host::Stub> host_;
 };
 

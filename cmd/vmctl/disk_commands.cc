@@ -9,6 +9,7 @@
 #include "cmd/vmctl/client.h"
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
+#include "cmd/vmctl/live_disk_commands.h"
 #include "cmd/vmctl/qos_arguments.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
@@ -27,6 +28,7 @@ int Report(const vmm::Result<void>& result) {
 struct ImageArguments {
   std::string path, source, size, block = "2M";
   CreateDiskOptions options;
+  bool live = false;
 
   ImageArguments() { options.format.clear(); }  // as the name says
 };
@@ -159,6 +161,30 @@ int Convert(ImageArguments& arguments) {
       virtdev::ConvertDisk(arguments.source, arguments.path, arguments.options, ShowProgress()));
 }
 
+bool IsInUse(const vmm::Result<void>& result) {
+  return !result.ok() && result.error().code() == vmm::Code::kUnavailable;
+}
+
+int Create(const Context& context, ImageArguments& arguments) {
+  if (arguments.live) return CreateChildInUse(context, arguments.path, arguments.options.parent);
+  return ParseSizes(arguments) ? Report(virtdev::CreateDisk(arguments.path, arguments.options))
+                               : kExitUsage;
+}
+
+int Resize(const Context& context, ImageArguments& arguments, bool force) {
+  if (!ParseSizes(arguments)) return kExitUsage;
+  const uint64_t size = arguments.options.size_bytes;
+  const auto resized = virtdev::ResizeDisk(arguments.path, size, force);
+  return IsInUse(resized) ? ResizeDiskInUse(context, arguments.path, size, resized.error())
+                          : Report(resized);
+}
+
+int Merge(const Context& context, const std::string& path) {
+  const auto merged = virtdev::MergeDisk(path, ShowProgress());
+  return IsInUse(merged) ? MergeDiskInUse(context, path, ShowProgress(), merged.error())
+                         : Report(merged);
+}
+
 void AddImageCommands(CLI::App* disk, Context& context) {
   auto create = std::make_shared<ImageArguments>();
   CLI::App* verb = disk->add_subcommand("create", "Create an image");
@@ -168,6 +194,9 @@ void AddImageCommands(CLI::App* disk, Context& context) {
       verb->add_option("--parent", create->options.parent,
                        "A differencing image on this one, which is not written any more");
   size->excludes(parent);
+  verb->add_flag("--live", create->live,
+                 "The virtual machine that uses the parent writes to the new image from now on")
+      ->needs(parent);
   AddFormatOptions(verb, create);
   verb->callback([&context, create] {
     if (create->size.empty() && create->options.parent.empty()) {
@@ -175,9 +204,7 @@ void AddImageCommands(CLI::App* disk, Context& context) {
       context.exit_status = kExitUsage;
       return;
     }
-    context.exit_status = ParseSizes(*create)
-                              ? Report(virtdev::CreateDisk(create->path, create->options))
-                              : kExitUsage;
+    context.exit_status = Create(context, *create);
   });
 
   auto convert = std::make_shared<ImageArguments>();
@@ -208,17 +235,16 @@ void AddImageCommands(CLI::App* disk, Context& context) {
     bool force = false;
   };
   auto resize = std::make_shared<Resizing>();
-  verb = disk->add_subcommand("resize", "Grow or shrink the disk in an image that has no children");
+  verb =
+      disk->add_subcommand("resize",
+                           "Grow or shrink the disk in an image that has no children; one that a "
+                           "running virtual machine uses grows, too");
   verb->add_option("FILE", resize->path)->required();
   verb->add_option("--size", resize->size, "As 512M or 40G; never less than its partitions take")
       ->required();
   verb->add_flag("--force", resize->force, "Cut a disk that has no partition table");
-  verb->callback([&context, resize] {
-    context.exit_status =
-        ParseSizes(*resize)
-            ? Report(virtdev::ResizeDisk(resize->path, resize->options.size_bytes, resize->force))
-            : kExitUsage;
-  });
+  verb->callback(
+      [&context, resize] { context.exit_status = Resize(context, *resize, resize->force); });
 
   struct Compaction {
     std::string path;
@@ -237,11 +263,9 @@ void AddImageCommands(CLI::App* disk, Context& context) {
   verb = disk->add_subcommand(
       "merge",
       "Write a differencing image into its parent, which must have no other children, and "
-      "delete it");
+      "delete it; also while a virtual machine uses it");
   verb->add_option("FILE", *path, "The differencing image")->required();
-  verb->callback([&context, path] {
-    context.exit_status = Report(virtdev::MergeDisk(*path, ShowProgress()));
-  });
+  verb->callback([&context, path] { context.exit_status = Merge(context, *path); });
   verb = disk->add_subcommand("info", "What an image is");
   verb->add_option("FILE", *path)->required();
   verb->callback([&context, path] { context.exit_status = Info(context, *path); });

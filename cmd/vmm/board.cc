@@ -166,13 +166,17 @@ Result<void> Board::AttachToController(const config::Disk& disk) {
   if (disk.has_qos()) TRY_VOID_CTX(LimitDisk(*io, disk.qos()), "disk '{}'", disk.path());
   virtdev::ScsiDisk::Options scsi;
   scsi.initiator = vmm::Guid::Parse(config_.id()).value_or(vmm::Guid());
+  DiskReservations reservations;
   if (!disk.read_only())
-    scsi.reservations =
-        TRY_CTX(OpenReservations(disk.path()), "reservations of disk '{}'", disk.path());
+    reservations = TRY_CTX(OpenReservations(disk.path()), "reservations of disk '{}'", disk.path());
+  scsi.reservations = reservations.state;
   TRY_VOID_CTX(
       controllers_[slot.first]->AttachDisk(static_cast<uint8_t>(slot.second), io, std::move(scsi)),
       "attaching disk '{}'", disk.path());
-  disks_[slot] = {std::move(io), disk.path()};
+  Disk& attached = disks_[slot];
+  attached.io = std::move(io);
+  attached.path = disk.path();
+  attached.reservations = std::move(reservations.file);
   return {};
 }
 
@@ -222,6 +226,7 @@ void Board::DetachDisk(uint32_t controller, uint32_t lun, Done done) {
   if (at == disks_.end())
     return done(vmm::MakeError(Code::kNotFound, "SCSI controller {} has no disk at location {}",
                                controller, lun));
+  if (at->second.change != nullptr) return done(IsChanging(at->second));
   const std::string path = at->second.path;
   disks_.erase(at);
   const auto detached = controllers_[controller]->DetachDisk(
@@ -239,6 +244,7 @@ Result<void> Board::Close() {
   Result<void> result;
   for (auto& [slot, disk] : disks_) {
     if (disk.io == nullptr) continue;
+    disk.change.reset();
     auto closed = disk.io->Close();
     if (!closed.ok())
       result = std::move(closed.error()).WithContext(fmt::format("closing disk '{}'", disk.path));

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "cmd/vmm/console_server.h"
+#include "cmd/vmm/disk_change.h"
+#include "cmd/vmm/disk_reservations.h"
 #include "config/vm.pb.h"
 #include "virtdev/chipset/acpi_power.h"
 #include "virtdev/chipset/generation_id.h"
@@ -25,6 +27,7 @@
 #include "vmm/event/loop.h"
 #include "vmm/machine/description.h"
 #include "vmm/machine/machine.h"
+#include "worker/worker.pb.h"
 
 namespace kvmbus::cmd {
 
@@ -63,6 +66,21 @@ class Board {
   /// `done` also if the guest does not let the disc go.
   void EjectDvd(uint32_t controller, uint32_t lun, bool force, Done done);
 
+  // board_disk_change.cc: changes of a disk in use, one at a time for a disk.
+
+  void ResizeDisk(uint32_t controller, uint32_t lun, uint64_t size_bytes, Done done);
+  /// The child is the disk's image when `done` says so.
+  void CreateChild(uint32_t controller, uint32_t lun, const std::string& path, Done done);
+  void MergeDisk(uint32_t controller, uint32_t lun, uint32_t layer, Done done);
+  /// `done` of the change is told kCancelled, unless it ends by itself before.
+  vmm::Result<void> CancelDiskChange(uint32_t controller, uint32_t lun);
+  /// Which disk uses a file. kNotFound: none.
+  vmm::Result<worker::DiskPlace> FindDisk(const std::string& path) const;
+  /// Of a disk that there is.
+  const std::string& PathOf(uint32_t controller, uint32_t lun) const {
+    return disks_.at({controller, lun}).path;
+  }
+
   /// After the machine is off: flushes and closes the disks.
   vmm::Result<void> Close();
 
@@ -73,6 +91,9 @@ class Board {
     std::shared_ptr<virtdev::DiskIo> io;  ///< null: an empty DVD drive
     std::string path;
     bool is_dvd = false;
+    std::shared_ptr<ReservationsFile> reservations = nullptr;  ///< null: it is read alone
+    std::vector<std::string> files = {};           ///< of the chain, when the change began
+    std::unique_ptr<DiskChange> change = nullptr;  ///< under way; it goes before `io`
   };
 
   Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);
@@ -85,6 +106,9 @@ class Board {
   static vmm::Result<void> LimitDisk(virtdev::DiskIo& io, const config::DiskQos& qos);
   vmm::Result<void> AttachShared(const config::Disk& disk);
   vmm::Result<void> AttachDvd(const config::Disk& drive);
+  static vmm::Error IsChanging(const Disk& disk);
+  vmm::Result<Disk*> FindForChange(uint32_t controller, uint32_t lun);
+  void StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work, Done done);
   vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;
   vmm::Result<void> BuildConsole(const std::string& run_dir);
   vmm::Result<vmm::BootState> LoadBoot();

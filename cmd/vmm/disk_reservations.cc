@@ -13,24 +13,55 @@ namespace kvmbus::cmd {
 using vmm::Code;
 using vmm::Result;
 
-Result<std::shared_ptr<virtdev::PersistentReservations>> OpenReservations(const std::string& path) {
+Result<std::string> ReservationsFile::Load() const {
   constexpr uint64_t kMaxBytes = 64u << 10;  // hundreds of registrations
-  const std::string file = path + ".reservations";
-  const auto store = [file](const std::string& state) {
-    if (state.empty()) return ::unlink(file.c_str()) == 0 || errno == ENOENT;
-    const auto written = vmm::ReplaceFile(file, state, 0640);
-    if (!written.ok()) KVMBUS_LOG_LIMITED("keeping reservations: {}", written.error().ToString());
-    return written.ok();
-  };
-  auto reservations = std::make_shared<virtdev::PersistentReservations>(store);
-  const auto stored = vmm::ReadWholeFile(file, kMaxBytes);
-  if (stored.ok()) {
-    TRY_VOID_CTX(reservations->RestorePersistent(*stored),
-                 "'{}' is damaged; delete it to forget who reserved the disk", file);
-  } else if (stored.error().code() != Code::kNotFound) {
-    return stored.error();
-  }
-  return reservations;
+  std::lock_guard lock(mutex_);
+  auto stored = vmm::ReadWholeFile(name_, kMaxBytes);
+  if (!stored.ok() && stored.error().code() == Code::kNotFound) return std::string();
+  return stored;
+}
+
+bool ReservationsFile::Store(const std::string& state) {
+  std::lock_guard lock(mutex_);
+  const bool stored = StoreLocked(name_, state);
+  return next_name_.empty() ? stored : StoreLocked(next_name_, state) && stored;
+}
+
+bool ReservationsFile::StoreLocked(const std::string& name, const std::string& state) {
+  if (state.empty()) return ::unlink(name.c_str()) == 0 || errno == ENOENT;
+  const auto written = vmm::ReplaceFile(name, state, 0640);
+  if (!written.ok()) KVMBUS_LOG_LIMITED("keeping reservations: {}", written.error().ToString());
+  return written.ok();
+}
+
+Result<void> ReservationsFile::BeginMove(const std::string& image) {
+  const std::string state = TRY(Load());
+  std::lock_guard lock(mutex_);
+  const std::string next = NameFor(image);
+  if (next == name_) return {};
+  if (!StoreLocked(next, state))
+    return vmm::MakeError(Code::kInternal, "'{}' cannot be written", next);
+  next_name_ = next;
+  return {};
+}
+
+void ReservationsFile::EndMove(bool moved) {
+  std::lock_guard lock(mutex_);
+  if (next_name_.empty()) return;
+  if (moved) std::swap(name_, next_name_);
+  ::unlink(next_name_.c_str());
+  next_name_.clear();
+}
+
+Result<DiskReservations> OpenReservations(const std::string& path) {
+  auto file = std::make_shared<ReservationsFile>(path);
+  auto state = std::make_shared<virtdev::PersistentReservations>(
+      [file](const std::string& stored) { return file->Store(stored); });
+  const std::string stored = TRY(file->Load());
+  if (!stored.empty())
+    TRY_VOID_CTX(state->RestorePersistent(stored),
+                 "'{}.reservations' is damaged; delete it to forget who reserved the disk", path);
+  return DiskReservations{std::move(state), std::move(file)};
 }
 
 }  // namespace kvmbus::cmd

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "virtdev/scsi/persistent_reservations.h"
@@ -11,9 +12,36 @@
 
 namespace kvmbus::cmd {
 
-/// Those of the disk at `path`, from `<path>.reservations` if there is one. The file is there only
-/// while an initiator wants them kept. kDataLoss: it is damaged.
-vmm::Result<std::shared_ptr<virtdev::PersistentReservations>> OpenReservations(
-    const std::string& path);
+/// The file, `<path of the image>.reservations`; there only while an initiator wants them kept. Any
+/// thread.
+class ReservationsFile {
+ public:
+  explicit ReservationsFile(const std::string& image) : name_(NameFor(image)) {}
+
+  /// "" if there is none.
+  vmm::Result<std::string> Load() const;
+  bool Store(const std::string& state);
+
+  /// The disk is about to be at another path: both names have the state from now on, until
+  /// EndMove tells which one counts.
+  vmm::Result<void> BeginMove(const std::string& image);
+  void EndMove(bool moved);
+
+ private:
+  static std::string NameFor(const std::string& image) { return image + ".reservations"; }
+  bool StoreLocked(const std::string& name, const std::string& state);
+
+  mutable std::mutex mutex_;
+  std::string name_;
+  std::string next_name_;  // "" unless it is being moved
+};
+
+struct DiskReservations {
+  std::shared_ptr<virtdev::PersistentReservations> state;
+  std::shared_ptr<ReservationsFile> file;
+};
+
+/// Those of the disk at `path`. kDataLoss: their file is damaged.
+vmm::Result<DiskReservations> OpenReservations(const std::string& path);
 
 }  // namespace kvmbus::cmd

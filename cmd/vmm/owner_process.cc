@@ -67,7 +67,8 @@ class OwnerProcess {
     virtdev::DiskOwner::Options options;
     options.socket_path = run_dir + "/owner.sock";
     options.disk = disk_;
-    options.reservations = TRY_CTX(OpenReservations(image), "reservations of disk '{}'", image);
+    options.reservations =
+        TRY_CTX(OpenReservations(image), "reservations of disk '{}'", image).state;
     options.on_idle = [this] { loop_->Stop(); };
     const size_t threads = std::clamp(std::thread::hardware_concurrency(), 1u, kMaxIoThreads);
     std::vector<vmm::Loop*> loops;

@@ -230,6 +230,12 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
       return OnInsertDvd(request.insert_dvd(), std::move(reply));
     case Call::kEjectDvd:
       return OnEjectDvd(request.eject_dvd(), std::move(reply));
+    case Call::kResizeDisk:
+    case Call::kCreateChild:
+    case Call::kMergeDisk:
+    case Call::kCancelDiskChange:
+    case Call::kFindDisk:
+      return OnDiskRequest(request, std::move(reply));
     case Call::kCounters: {
       auto& counters = *answer.mutable_counters()->mutable_counters();
       board_->VisitCounters([&](std::string_view name, const vmm::Counter& counter) {
@@ -271,12 +277,52 @@ void Worker::OnAttachDisk(const config::Disk& disk, ControlServer::ReplyFunction
   reply(FromResult(attached));
 }
 
+void Worker::OnDiskRequest(const worker::Request& request, ControlServer::ReplyFunction reply) {
+  const auto done = [this, reply](uint32_t controller, uint32_t lun) {
+    return [this, reply, controller, lun](const Result<void>& result) {
+      if (!result.ok()) return reply(Failed(result.error()));
+      worker::Reply answer;
+      answer.mutable_disk_place()->set_path(board_->PathOf(controller, lun));
+      NotePath(controller, lun, answer.disk_place().path());
+      reply(answer);
+    };
+  };
+  switch (request.call_case()) {
+    case worker::Request::kResizeDisk: {
+      const auto& call = request.resize_disk();
+      return board_->ResizeDisk(call.controller(), call.lun(), call.size_bytes(),
+                                done(call.controller(), call.lun()));
+    }
+    case worker::Request::kCreateChild: {
+      const auto& call = request.create_child();
+      return board_->CreateChild(call.controller(), call.lun(), call.path(),
+                                 done(call.controller(), call.lun()));
+    }
+    case worker::Request::kMergeDisk: {
+      const auto& call = request.merge_disk();
+      return board_->MergeDisk(call.controller(), call.lun(), call.layer(),
+                               done(call.controller(), call.lun()));
+    }
+    case worker::Request::kCancelDiskChange: {
+      const auto& call = request.cancel_disk_change();
+      return reply(FromResult(board_->CancelDiskChange(call.controller(), call.lun())));
+    }
+    default:
+      break;
+  }
+  const auto place = board_->FindDisk(request.find_disk().path());
+  if (!place.ok()) return reply(Failed(place.error()));
+  worker::Reply answer;
+  *answer.mutable_disk_place() = *place;
+  reply(answer);
+}
+
 void Worker::OnInsertDvd(const worker::InsertDvdRequest& request,
                          ControlServer::ReplyFunction reply) {
   board_->InsertDvd(request.controller(), request.lun(), request.path(),
                     [this, request, reply = std::move(reply)](const Result<void>& result) {
                       if (result.ok())
-                        NoteDisc(request.controller(), request.lun(), request.path());
+                        NotePath(request.controller(), request.lun(), request.path());
                       reply(FromResult(result));
                     });
 }
@@ -285,12 +331,12 @@ void Worker::OnEjectDvd(const worker::EjectDvdRequest& request,
                         ControlServer::ReplyFunction reply) {
   board_->EjectDvd(request.controller(), request.lun(), request.force(),
                    [this, request, reply = std::move(reply)](const Result<void>& result) {
-                     if (result.ok()) NoteDisc(request.controller(), request.lun(), "");
+                     if (result.ok()) NotePath(request.controller(), request.lun(), "");
                      reply(FromResult(result));
                    });
 }
 
-void Worker::NoteDisc(uint32_t controller, uint32_t lun, const std::string& path) {
+void Worker::NotePath(uint32_t controller, uint32_t lun, const std::string& path) {
   for (config::Disk& disk : *options_.config.mutable_disks()) {
     if (disk.controller() == controller && disk.lun() == lun) disk.set_path(path);
   }

@@ -45,8 +45,9 @@ class Worker {
   worker::DiskStatisticsReply DiskStatistics() const;
   void OnInsertDvd(const worker::InsertDvdRequest& request, ControlServer::ReplyFunction reply);
   void OnEjectDvd(const worker::EjectDvdRequest& request, ControlServer::ReplyFunction reply);
-  /// What the drive has now, in the configuration that a hello tells.
-  void NoteDisc(uint32_t controller, uint32_t lun, const std::string& path);
+  void OnDiskRequest(const worker::Request& request, ControlServer::ReplyFunction reply);
+  /// What the drive or disk has now, in the configuration that a hello tells.
+  void NotePath(uint32_t controller, uint32_t lun, const std::string& path);
   vmm::Result<void> Pulse(uint32_t count);
   worker::Status MakeStatus() const;
   void BroadcastStatus();

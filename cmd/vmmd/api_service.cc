@@ -7,9 +7,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
-#include <optional>
 
 #include "api/vmms.grpc.pb.h"
+#include "cmd/vmmd/api_call.h"
+#include "cmd/vmmd/disks_service.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -23,34 +24,6 @@ using vmm::Result;
 constexpr uint64_t kCallTimeoutNs = 60'000'000'000;
 constexpr uint64_t kPulseTimeoutNs = 600'000'000'000;
 constexpr uint32_t kDefaultWaitSeconds = 300;
-
-grpc::Status ToStatus(const Error& error) {
-  return grpc::Status(static_cast<grpc::StatusCode>(error.code()), error.ToString());
-}
-grpc::Status ToStatus(const Result<void>& result) {
-  return result.ok() ? grpc::Status::OK : ToStatus(result.error());
-}
-
-/// A result that another thread delivers, once. Shared, since the waiter may give up first.
-template <typename T>
-class Promise {
- public:
-  void Set(T value) {
-    std::lock_guard lock(mutex_);
-    value_ = std::move(value);
-    ready_.notify_all();
-  }
-  T Wait() {
-    std::unique_lock lock(mutex_);
-    ready_.wait(lock, [this] { return value_.has_value(); });
-    return std::move(*value_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::optional<T> value_;
-};
 
 void Fill(const vmm::VmView& view, api::VmStatus* status) {
   *status->mutable_config() = view.config;
@@ -404,11 +377,13 @@ Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory&
   std::unique_ptr<ApiServer> self(new ApiServer());
   self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory);
   self->host_ = std::make_unique<HostService>(inventory);
+  self->disks_ = MakeDisksService(loop, inventory);
   ::unlink(socket.c_str());
   grpc::ServerBuilder builder;
   builder.AddListeningPort("unix:" + socket, grpc::InsecureServerCredentials());
   builder.RegisterService(self->machines_.get());
   builder.RegisterService(self->host_.get());
+  builder.RegisterService(self->disks_.get());
   const mode_t before = ::umask(0117);  // the socket is born with 0660
   self->server_ = builder.BuildAndStart();
   ::umask(before);

@@ -27,6 +27,7 @@ class ApiServer {
   ApiServer();
   std::unique_ptr<VirtualMachinesService> machines_;
   std::unique_ptr<HostService> host_;
+  std::unique_ptr<grpc::Service> disks_;
   std::unique_ptr<grpc::Server> server_;
 };
 

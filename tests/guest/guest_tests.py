@@ -17,6 +17,7 @@ import test_boot  # noqa: F401: registers its groups, as those below
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
 import test_fio  # noqa: F401
+import test_live_disks  # noqa: F401
 import test_machine  # noqa: F401
 import test_qos  # noqa: F401
 import test_service  # noqa: F401

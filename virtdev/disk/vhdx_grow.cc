@@ -21,7 +21,9 @@ Result<void> CheckNewSize(const DiskMetadata& disk, uint64_t bytes) {
     return MakeError(Code::kInvalidArgument, "a disk of {} bytes: a multiple of {} is needed",
                      bytes, disk.logical_sector);
   if (bytes < disk.disk_bytes)
-    return MakeError(Code::kInvalidArgument, "the disk has {} bytes already", disk.disk_bytes);
+    return MakeError(Code::kInvalidArgument,
+                     "the disk has {} bytes already: while it is in use it can grow, not shrink",
+                     disk.disk_bytes);
   if (bytes > kMaxDiskBytes)
     return MakeError(Code::kOutOfRange, "a disk of {} TiB; 64 TiB are allowed", bytes >> 40);
   if (disk.fixed)

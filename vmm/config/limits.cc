@@ -78,6 +78,9 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
   if (!empty_drive && !IsAbsolute(disk.path()))
     return MakeError(Code::kInvalidArgument, "'{}': disk path '{}' is not absolute", vm.name(),
                      disk.path());
+  if (!disk.next().empty())
+    return MakeError(Code::kInvalidArgument, "'{}': disk '{}' has 'next', which is vmmd's own",
+                     vm.name(), disk.path());
   if (disk.controller() >= vm.scsi_controllers())
     return MakeError(Code::kOutOfRange,
                      "'{}': disk '{}' is on SCSI controller {}, the virtual machine has {}",

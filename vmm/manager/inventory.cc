@@ -181,6 +181,7 @@ void Inventory::Start(const std::string& id, Done done) {
                             "it is running already (process {}); stop it first",
                             record->process.pid));
   if (auto fit = HostIsFit(); !fit.ok()) return refuse(std::move(fit.error()));
+  if (auto settled = SettleDisks(*record); !settled.ok()) return refuse(std::move(settled.error()));
   if (auto valid = ValidateConfig(record->config); !valid.ok())
     return refuse(std::move(valid.error()));
   record->preparing = true;
@@ -262,6 +263,7 @@ Result<void> Inventory::Connect(Record& record) {
             spdlog::info("found '{}' running (process {})", raw->config.name(), raw->process.pid);
           }
         }
+        TakeOverDisks(*raw, reply->hello().config());
         OnStatus(*raw, reply->hello().status());
       });
   return {};
@@ -428,6 +430,56 @@ void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t 
        [done = std::move(done), store](const Result<worker::Reply>& reply) {
          done(reply.ok() ? store() : Result<void>(reply.error()));
        });
+}
+
+Result<void> Inventory::ChangeDisk(const std::string& id, uint32_t controller, uint32_t lun,
+                                   const std::function<void(config::Disk*)>& change) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  config::Vm changed = record->config;
+  for (config::Disk& disk : *changed.mutable_disks()) {
+    if (disk.kind() != config::HARD_DISK || disk.controller() != controller || disk.lun() != lun)
+      continue;
+    change(&disk);
+    TRY_VOID(store_->Save(changed));
+    record->config = std::move(changed);
+    return {};
+  }
+  return MakeError(Code::kNotFound, "'{}' has no disk on controller {} at location {}",
+                   record->config.name(), controller, lun);
+}
+
+/// Whether a child that was being made when the worker went has become the disk.
+Result<void> Inventory::SettleDisks(Record& record) {
+  const config::Vm before = record.config;
+  for (const config::Disk& disk : before.disks()) {
+    if (disk.next().empty()) continue;
+    const bool made = ::access(disk.next().c_str(), F_OK) == 0;
+    TRY_VOID(ChangeDisk(before.id(), disk.controller(), disk.lun(), [made](config::Disk* settled) {
+      if (made) settled->set_path(settled->next());
+      settled->clear_next();
+    }));
+  }
+  return {};
+}
+
+/// A worker whose disks have changed while vmmd was away.
+void Inventory::TakeOverDisks(const Record& record, const config::Vm& worker) {
+  const config::Vm before = record.config;
+  for (const config::Disk& known : before.disks()) {
+    for (const config::Disk& now : worker.disks()) {
+      if (known.kind() != config::HARD_DISK || now.kind() != config::HARD_DISK ||
+          now.controller() != known.controller() || now.lun() != known.lun() ||
+          now.path() == known.path())
+        continue;
+      const auto stored =
+          ChangeDisk(before.id(), known.controller(), known.lun(), [&now](config::Disk* disk) {
+            disk->set_path(now.path());
+            disk->clear_next();
+          });
+      if (!stored.ok()) spdlog::error("storing '{}': {}", before.name(), stored.error().ToString());
+    }
+  }
 }
 
 void Inventory::InsertDvd(const std::string& id, uint32_t controller, uint32_t lun,

@@ -66,6 +66,10 @@ class Inventory {
   void SetDiskQos(const std::string& id, uint32_t controller, uint32_t lun,
                   const config::DiskQosChange& change, Done done);
 
+  /// Stores what `change` makes of a hard disk's entry. kNotFound: there is none.
+  Result<void> ChangeDisk(const std::string& id, uint32_t controller, uint32_t lun,
+                          const std::function<void(config::Disk*)>& change);
+
   /// Puts a disc into a DVD drive, or takes it out; a running guest that holds it is asked first
   /// unless it is forced.
   void InsertDvd(const std::string& id, uint32_t controller, uint32_t lun, const std::string& path,
@@ -95,6 +99,8 @@ class Inventory {
   Result<void> Spawn(Record& record);
   void TryConnect(Record& record);
   Result<void> Connect(Record& record);
+  Result<void> SettleDisks(Record& record);
+  void TakeOverDisks(const Record& record, const config::Vm& worker);
   void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
   using Change = std::function<Result<config::Vm>(config::Vm)>;
   void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks that change under a guest that writes and compares."""
+
+import os
+
+from service import Vm
+from suite import Group, eventually, expect, expect_equal, group
+
+MIB = 1 << 20
+
+
+@group
+class LiveDisks(Group):
+    """A guest in its initramfs whose disk grows, gets children and is merged, while it writes to it all the time."""
+
+    def set_up(self):
+        self.base = self.context.new_disk("live", "64M")
+        self.vm = Vm(self.service, "live", self.image, vcpus=2, disks=[self.base])
+        self.vm.boot("initramfs")
+        self.device = self.vm.run("lun 0")
+        self.vm.run("rm -f /run/stop /run/io; (while [ ! -e /run/stop ]; do "
+                    f"iocheck -t 2 -b 0x3000 -s $((n=n+1)) {self.device} {24 * MIB} >>/run/io 2>&1 || "
+                    "{ echo failed >>/run/io; break; }; echo round >>/run/io; done; echo over >>/run/io) &")
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def file(self, name):
+        return f"{self.context.scratch}/{name}.avhdx"
+
+    def rounds(self):
+        text = self.vm.run("cat /run/io")
+        expect("failed" not in text, f"the guest found something else than it wrote: {text[-500:]}")
+        return text.count("round")
+
+    def await_rounds(self, count):
+        wanted = self.rounds() + count
+        eventually(lambda: self.rounds() >= wanted, f"{count} more rounds of writing")
+
+    def disk_path(self):
+        return self.vm.show()["disks"][0]["path"]
+
+    def test_a_larger_disk_is_seen_while_it_is_written(self):
+        self.await_rounds(1)
+        self.service.vmctl("disk", "resize", self.base, "--size", "96M")
+        name = os.path.basename(self.device)
+        eventually(lambda: self.vm.run(f"cat /sys/block/{name}/size") == str(96 * MIB // 512), "the guest's new size")
+        self.vm.run(f"iocheck -t 1 -b 0x1000 -o {92 * MIB} {self.device} {4 * MIB}")
+        self.await_rounds(1)
+        status, line = self.service.refused("disk", "resize", self.base, "--size", "32M")
+        expect("shrink" in line, f"status {status}, and no reason in: {line}")
+
+    def test_new_children_take_what_is_written(self):
+        for below, name in ((self.base, "one"), (self.file("one"), "two"), (self.file("two"), "three")):
+            self.service.vmctl("disk", "create", self.file(name), "--parent", below, "--live")
+            expect_equal(self.disk_path(), self.file(name), "the machine's disk")
+            self.await_rounds(1)
+        status, line = self.service.refused("disk", "create", self.file("two"), "--parent", self.file("three"),
+                                            "--live")
+        expect("exists" in line, f"status {status}: {line}")
+
+    def test_a_layer_is_merged_while_the_disk_is_written(self):
+        self.service.vmctl("disk", "merge", self.file("one"))
+        expect(not os.path.lexists(self.file("one")), "the merged file is still there")
+        self.await_rounds(1)
+
+    def test_the_top_is_merged_while_it_is_written(self):
+        self.service.vmctl("disk", "merge", self.file("three"))
+        expect_equal(self.disk_path(), self.file("two"), "the machine's disk")
+        expect(not os.path.lexists(self.file("three")), "the merged file's name is still there")
+        self.await_rounds(1)
+        self.service.vmctl("disk", "merge", self.file("two"))
+        expect_equal(self.disk_path(), self.base, "the machine's disk")
+        self.await_rounds(1)
+
+    def test_the_disk_is_sound_and_starts_again(self):
+        self.vm.run("touch /run/stop; until grep -q over /run/io; do usleep 100000; done", timeout=240)
+        self.rounds()
+        wanted = self.vm.run(f"sync; md5sum <{self.device}")
+        self.service.vmctl("vm", "turn-off", "live")
+        self.vm.wait("off", 60)
+        self.service.vmctl("disk", "check", self.base)
+        self.vm.boot("initramfs")
+        expect_equal(self.vm.run(f"md5sum <{self.vm.run('lun 0')}"), wanted, "the disk's checksum")

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+// The manager's part of changes of disks in use, with a worker that answers as the test tells it:
+// what the stored configuration says at each moment.
+#include "vmm/manager/disk_operations.h"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include "vmm/config/limits.h"
+#include "vmm/os/file.h"
+#include "vmm/os/unix_socket.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr const char* kId = "11111111-2222-3333-4444-555555555555";
+
+/// A worker's control socket; `answer` gives the reply, or nullopt and the worker hangs up.
+class FakeWorker {
+ public:
+  using Answer = std::function<std::optional<worker::Reply>(const worker::Request&)>;
+
+  FakeWorker(Loop& loop, const std::string& path, Answer answer)
+      : loop_(loop), listener_(ListenUnix(path).value()), answer_(std::move(answer)) {
+    (void)loop_.Watch(listener_.get(), EPOLLIN, [this](uint32_t) {
+      client_ = AcceptUnix(listener_.get());
+      (void)loop_.Watch(client_.get(), EPOLLIN, [this](uint32_t) { Read(); });
+    });
+  }
+  ~FakeWorker() {
+    HangUp();
+    loop_.Unwatch(listener_.get());
+  }
+  void HangUp() {
+    if (!client_.valid()) return;
+    loop_.Unwatch(client_.get());
+    client_.Reset();
+  }
+
+ private:
+  void Read() {
+    char buffer[8192];
+    const ssize_t n = ::recv(client_.get(), buffer, sizeof(buffer), 0);
+    if (n <= 0) return;
+    in_.append(buffer, static_cast<size_t>(n));
+    uint32_t size = 0;
+    while (in_.size() >= sizeof(size)) {
+      std::memcpy(&size, in_.data(), sizeof(size));
+      if (in_.size() < sizeof(size) + size) return;
+      worker::Message message;
+      ASSERT_TRUE(message.ParseFromString(in_.substr(sizeof(size), size)));
+      in_.erase(0, sizeof(size) + size);
+      auto reply = answer_(message.request());
+      if (!reply) return HangUp();
+      reply->set_id(message.request().id());
+      Send(*reply);
+    }
+  }
+  void Send(const worker::Reply& reply) {
+    worker::Message message;
+    *message.mutable_reply() = reply;
+    const std::string body = message.SerializeAsString();
+    const auto size = static_cast<uint32_t>(body.size());
+    std::string frame(reinterpret_cast<const char*>(&size), sizeof(size));
+    frame += body;
+    ASSERT_EQ(::send(client_.get(), frame.data(), frame.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(frame.size()));
+  }
+
+  Loop& loop_;
+  Fd listener_, client_;
+  Answer answer_;
+  std::string in_;
+};
+
+class DiskOperationsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char folder[] = "/tmp/disk-operations-test-XXXXXX";
+    folder_ = ::mkdtemp(folder);
+    loop_ = Loop::Create().value();
+    vm_.set_id(kId);
+    vm_.set_name("one");
+    vm_.mutable_firmware()->set_kernel("/kernel");
+    config::Disk* disk = vm_.add_disks();
+    disk->set_path(Path("base.vhdx"));
+    disk->set_lun(3);
+    ApplyDefaults(&vm_);
+  }
+  void TearDown() override {
+    operations_.reset();
+    inventory_.reset();
+    worker_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  void Touch(const std::string& name) { std::ofstream(Path(name)) << "x"; }
+  std::unique_ptr<ConfigStore> Store() {
+    return OpenFileConfigStore(folder_ + "/state/vms").value();
+  }
+  /// As it is on disk, where a new vmmd would read it.
+  config::Disk Stored() { return Store()->List().value().vms.at(0).disks(0); }
+
+  void Open() {
+    ASSERT_TRUE(MakeFolders(folder_ + "/state/vms").ok());
+    ASSERT_TRUE(Store()->Save(vm_).ok());
+    Inventory::Options options;
+    options.state_dir = folder_ + "/state";
+    options.run_dir = folder_ + "/run";
+    options.worker_path = "/bin/false";
+    options.check_host = [] { return std::vector<HostRequirement>(); };
+    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
+    operations_ = std::make_unique<DiskOperations>(*inventory_);
+  }
+  /// With a machine that runs, whose disk has the file `uses` as a layer.
+  void OpenWithWorker(FakeWorker::Answer answer) {
+    ASSERT_TRUE(MakeFolders(folder_ + "/run/" + kId).ok());
+    worker_ = std::make_unique<FakeWorker>(
+        *loop_, folder_ + "/run/" + kId + "/worker.sock",
+        [this, answer](const worker::Request& request) -> std::optional<worker::Reply> {
+          worker::Reply reply;
+          if (request.has_hello()) {
+            *reply.mutable_hello()->mutable_config() = running_;
+            reply.mutable_hello()->mutable_status()->set_state(worker::RUNNING);
+            reply.mutable_hello()->mutable_status()->set_pid(static_cast<uint32_t>(::getpid()));
+            greeted_ = true;
+            return reply;
+          }
+          if (request.has_find_disk()) {
+            const bool known = request.find_disk().path() == Path(uses_);
+            if (known) {
+              reply.mutable_disk_place()->set_lun(3);
+              reply.mutable_disk_place()->set_layer(layer_);
+              reply.mutable_disk_place()->set_path(Path("base.vhdx"));
+            } else {
+              reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kNotFound));
+            }
+            return reply;
+          }
+          return answer(request);
+        });
+    Open();
+    Turn([this] { return greeted_; });
+    for (int i = 0; i < 5; ++i) loop_->RunOnce(1);
+  }
+  void Turn(const std::function<bool()>& until) {
+    for (int i = 0; i < 500 && !until(); ++i) loop_->RunOnce(10);
+    ASSERT_TRUE(until());
+  }
+  /// Its result.
+  Result<void> Await(const std::function<void(DiskOperations::Done)>& start) {
+    std::optional<Result<void>> result;
+    start([&result](const Result<void>& done) { result = done; });
+    Turn([&result] { return result.has_value(); });
+    return result ? *result : Error(Code::kInternal, "no answer");
+  }
+  Result<void> CreateChild(const std::string& parent, const std::string& child) {
+    return Await([&](DiskOperations::Done done) {
+      operations_->CreateChild(Path(parent), Path(child), std::move(done));
+    });
+  }
+  static worker::Reply Failed(Code code) {
+    worker::Reply reply;
+    reply.mutable_failure()->set_code(static_cast<uint32_t>(code));
+    reply.mutable_failure()->set_message("no");
+    return reply;
+  }
+
+  std::string folder_, uses_ = "base.vhdx";
+  uint32_t layer_ = 0;
+  config::Vm vm_, running_;
+  bool greeted_ = false;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<FakeWorker> worker_;
+  std::unique_ptr<Inventory> inventory_;
+  std::unique_ptr<DiskOperations> operations_;
+};
+
+TEST_F(DiskOperationsTest, AChildIsNamedBeforeItIsMadeAndIsTheDiskOnceItIs) {
+  running_ = vm_;
+  std::string next_then;
+  OpenWithWorker([&](const worker::Request& request) {
+    EXPECT_EQ(request.create_child().path(), Path("child.vhdx"));
+    EXPECT_EQ(request.create_child().lun(), 3u);
+    next_then = Stored().next();
+    EXPECT_EQ(Stored().path(), Path("base.vhdx"));
+    Touch("child.vhdx");
+    return worker::Reply();
+  });
+  const auto made = CreateChild("base.vhdx", "child.vhdx");
+  ASSERT_TRUE(made.ok()) << made.error().ToString();
+  EXPECT_EQ(next_then, Path("child.vhdx"));
+  EXPECT_EQ(Stored().path(), Path("child.vhdx"));
+  EXPECT_EQ(Stored().next(), "");
+}
+
+TEST_F(DiskOperationsTest, AChildThatTheWorkerRefusesIsForgotten) {
+  running_ = vm_;
+  OpenWithWorker([&](const worker::Request&) { return Failed(Code::kResourceExhausted); });
+  EXPECT_EQ(CreateChild("base.vhdx", "child.vhdx").error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(Stored().path(), Path("base.vhdx"));
+  EXPECT_EQ(Stored().next(), "");
+  Touch("there.vhdx");
+  EXPECT_EQ(CreateChild("base.vhdx", "there.vhdx").error().code(), Code::kAlreadyExists);
+  EXPECT_EQ(CreateChild("stranger.vhdx", "child.vhdx").error().code(), Code::kNotFound);
+  layer_ = 1;
+  EXPECT_EQ(CreateChild("base.vhdx", "child.vhdx").error().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Stored().next(), "");
+}
+
+TEST_F(DiskOperationsTest, AWorkerThatDiesLeavesTheNameAndTheNextStartSees) {
+  running_ = vm_;
+  OpenWithWorker([&](const worker::Request&) { return std::optional<worker::Reply>(); });
+  EXPECT_EQ(CreateChild("base.vhdx", "child.vhdx").error().code(), Code::kUnavailable);
+  EXPECT_EQ(Stored().path(), Path("base.vhdx"));
+  EXPECT_EQ(Stored().next(), Path("child.vhdx"));
+}
+
+TEST_F(DiskOperationsTest, AStartTakesTheChildIfItWasMade) {
+  vm_.mutable_disks(0)->set_next(Path("child.vhdx"));
+  Open();
+  inventory_->Start(kId, [](const Result<void>&) {});
+  EXPECT_EQ(Stored().path(), Path("base.vhdx"));
+  EXPECT_EQ(Stored().next(), "");
+  inventory_.reset();
+  Touch("child.vhdx");
+  Open();
+  inventory_->Start(kId, [](const Result<void>&) {});
+  EXPECT_EQ(Stored().path(), Path("child.vhdx"));
+  EXPECT_EQ(Stored().next(), "");
+}
+
+TEST_F(DiskOperationsTest, AWorkerThatHasGoneOnIsBelieved) {
+  vm_.mutable_disks(0)->set_next(Path("child.vhdx"));
+  running_ = vm_;
+  running_.mutable_disks(0)->set_path(Path("child.vhdx"));
+  OpenWithWorker([](const worker::Request&) { return worker::Reply(); });
+  EXPECT_EQ(Stored().path(), Path("child.vhdx"));
+  EXPECT_EQ(Stored().next(), "");
+}
+
+TEST_F(DiskOperationsTest, AMergedTopGivesUpItsName) {
+  running_ = vm_;
+  Touch("below.vhdx");
+  OpenWithWorker([&](const worker::Request& request) {
+    EXPECT_TRUE(request.has_merge_disk());
+    std::filesystem::create_symlink("below.vhdx", Path("base.vhdx"));
+    worker::Reply reply;
+    reply.mutable_disk_place()->set_path(Path("below.vhdx"));
+    return reply;
+  });
+  const auto merged = Await(
+      [&](DiskOperations::Done done) { operations_->Merge(Path("base.vhdx"), std::move(done)); });
+  ASSERT_TRUE(merged.ok()) << merged.error().ToString();
+  EXPECT_EQ(Stored().path(), Path("below.vhdx"));
+  EXPECT_FALSE(std::filesystem::is_symlink(Path("base.vhdx")));
+  EXPECT_TRUE(std::filesystem::exists(Path("below.vhdx")));
+}
+
+TEST_F(DiskOperationsTest, NobodyElseSetsNext) {
+  Open();
+  config::Vm other = vm_;
+  other.clear_id();
+  other.set_name("two");
+  other.mutable_disks(0)->set_next(Path("child.vhdx"));
+  EXPECT_EQ(inventory_->Create(other).error().code(), Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm
