@@ -88,6 +88,7 @@ class DiskOperationsTest : public testing::Test {
     loop_ = Loop::Create().value();
     vm_.set_id(kId);
     vm_.set_name("one");
+    vm_.set_memory_bytes(uint64_t{1} << 30);
     vm_.mutable_firmware()->set_kernel("/kernel");
     config::Disk* disk = vm_.add_disks();
     disk->set_path(Path("base.vhdx"));
