@@ -19,7 +19,7 @@ class LiveDisks(Group):
         self.vm.boot("initramfs")
         self.device = self.vm.run("lun 0")
         self.vm.run("rm -f /run/stop /run/io; (while [ ! -e /run/stop ]; do "
-                    f"iocheck -t 2 -b 0x3000 -s $((n=n+1)) {self.device} {24 * MIB} >>/run/io 2>&1 || "
+                    f"iocheck -t 2 -b 0x6000 -s $((n=n+1)) {self.device} {3 * MIB} >>/run/io 2>&1 || "
                     "{ echo failed >>/run/io; break; }; echo round >>/run/io; done; echo over >>/run/io) &")
 
     def tear_down(self):
