@@ -6,7 +6,6 @@ import json
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
 
-LIMIT = 200  # I/O operations a second; the software host does many times that
 BLOCK = 16384  # bytes: two operations
 
 
@@ -38,23 +37,28 @@ class Qos(Group):
         start, end = (float(word) for word in text.split())
         return end - start, self.statistics()["normalized_ios"] - before
 
+    def rate(self, blocks):
+        seconds, done = self.write(blocks)
+        expect(2 * blocks <= done <= 2 * blocks + 100, f"{done} operations for {blocks} blocks of two")
+        return done / seconds
+
     def test_a_limit_set_on_a_running_disk_holds_and_is_lifted(self):
-        self.qos("--max-iops", str(LIMIT))
-        seconds, done = self.write(1000)
-        expect(2000 <= done <= 2100, f"{done} operations for 1000 blocks of two")
-        rate = done / seconds
-        expect(LIMIT * 0.7 <= rate <= LIMIT * 1.1, f"{rate:.0f} operations a second under a limit of {LIMIT}")
+        limit = max(8, int(self.rate(300) / 4))  # what this host does at a quarter of its speed
+        self.qos("--max-iops", str(limit))
+        rate = self.rate(5 * limit)  # ten seconds
+        expect(limit * 0.7 <= rate <= limit * 1.1, f"{rate:.0f} operations a second under a limit of {limit}")
         held = self.statistics()["latency_ns"]["held"]
-        expect(held["count"] > 800, f"{held['count']} requests were held back")
+        expect(held["count"] > 4 * limit, f"{held['count']} of {5 * limit} requests were held back")
         self.qos("--max-iops", "0")
-        seconds, done = self.write(1000)
-        expect(done / seconds > LIMIT * 2, f"{done / seconds:.0f} operations a second after the limit was lifted")
+        rate = self.rate(5 * limit)
+        expect(rate > limit * 1.5, f"{rate:.0f} operations a second after a limit of {limit} was lifted")
         expect_equal(self.statistics()["latency_ns"]["held"]["count"], held["count"], "requests held back")
 
     def test_bytes_are_limited(self):
-        self.qos("--max-bytes", "2M")
-        seconds, _ = self.write(512)  # 8 MiB
-        expect(3.6 <= seconds <= 6, f"{seconds:.1f} s for 8 MiB at 2 MiB/s")
+        speed = max(16, int(self.rate(300) / 4)) * 8192
+        self.qos("--max-bytes", str(speed))
+        seconds, _ = self.write(4 * speed // BLOCK)
+        expect(3.6 <= seconds <= 8, f"{seconds:.1f} s for what should take 4")
         self.qos("--max-bytes", "0")
 
     def test_a_pause_and_a_pulse_do_not_wait_for_held_requests(self):
