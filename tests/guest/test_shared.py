@@ -154,7 +154,7 @@ class SharedDisk(Group):
         owner = self.owner()
         self.service.kill()
         self.service.start()
-        self.write(self.vms[0], 12, "without vmmd's help")
+        self.write(self.vms[0], 12, "without vmmd")
         expect_equal(self.owner(), owner, "the owner")
         eventually(lambda: self.vms[1].show()["state"] == "Running", "its machines are found", 60)
         os.kill(owner, signal.SIGKILL)
