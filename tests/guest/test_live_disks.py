@@ -7,20 +7,24 @@ from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
 
 MIB = 1 << 20
+# One round: writes every piece of the first 3 MiB in a random order, each with its checksum in it, and reads them back.
+FIO = ("fio --name=job --rw=randwrite --size=3M --bsrange=4k-64k --verify=crc32c --verify_fatal=1 --direct=1 "
+       "--ioengine=libaio --iodepth=8 --fdatasync=32 --output-format=terse --terse-version=3 --thread")
 
 
 @group
 class LiveDisks(Group):
-    """A guest in its initramfs whose disk grows, gets children and is merged, while it writes to it all the time."""
+    """A guest in its initramfs whose disk grows, gets children and is merged, while fio writes to it and verifies."""
 
     def set_up(self):
         self.base = self.context.new_disk("live", "64M")
-        self.vm = Vm(self.service, "live", self.image, vcpus=2, disks=[self.base])
+        self.vm = Vm(self.service, "live", self.image, vcpus=2, disks=[self.base], dvds=[f"{self.image}/tools.iso"])
         self.vm.boot("initramfs")
-        self.device = self.vm.run("lun 0")
-        self.vm.run("rm -f /run/stop /run/io; (while [ ! -e /run/stop ]; do "
-                    f"iocheck -t 2 -b 0x6000 -s $((n=n+1)) {self.device} {3 * MIB} >>/run/io 2>&1 || "
-                    "{ echo failed >>/run/io; break; }; echo round >>/run/io; done; echo over >>/run/io) &")
+        self.device = self.vm.run("tools && lun 0")
+        self.vm.run("rm -f /run/stop; : >/run/io; (while [ ! -e /run/stop ]; do n=$((n+1)); "
+                    f"{FIO} --filename={self.device} --randseed=$n >/run/fio 2>&1 || "
+                    "{ cat /run/fio >>/run/io; echo failed >>/run/io; break; }; echo round >>/run/io; done; "
+                    "echo over >>/run/io) &")
 
     def tear_down(self):
         self.vm.remove()
