@@ -2,12 +2,10 @@
 #include "cmd/vmm/owner_process.h"
 
 #include <fcntl.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <filesystem>
 #include <thread>
 
@@ -16,6 +14,7 @@
 #include "virtdev/shared_disk/disk_owner.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/os/signals.h"
 #include "worker/worker.pb.h"
 
 namespace kvmbus::cmd {
@@ -96,12 +95,7 @@ class OwnerProcess {
   static constexpr unsigned kMaxIoThreads = 4;
 
   void WatchSignals() {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-    signals_ = vmm::Fd(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+    signals_ = vmm::TakeEndSignals();
     (void)loop_->Watch(signals_.get(), EPOLLIN, [this](uint32_t) { loop_->Stop(); });
   }
 

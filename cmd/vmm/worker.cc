@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/os/signals.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -106,12 +106,7 @@ Result<void> Worker::SetUp() {
 
 void Worker::HandleSignals() {
   // SIGTERM to a worker is the host going down: the guest is asked, as vmmd would ask it.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  signals_ = vmm::Fd(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+  signals_ = vmm::TakeEndSignals();
   (void)loop_->Watch(signals_.get(), EPOLLIN, [this](uint32_t) {
     signalfd_siginfo info;
     if (::read(signals_.get(), &info, sizeof(info)) != static_cast<ssize_t>(sizeof(info))) return;

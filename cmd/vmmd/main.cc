@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // vmmd: the host service.
 #include <fcntl.h>
-#include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <boost/program_options.hpp>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -16,6 +14,7 @@
 #include "vmm/manager/inventory.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/os/signals.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -82,12 +81,7 @@ Result<vmm::Fd> LockInstance(const std::string& run_dir) {
 Result<void> Serve(const Options& options) {
   const vmm::Fd lock = TRY(LockInstance(options.run_dir));
   // Blocked before gRPC starts its threads, so that only the signalfd takes them.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  const vmm::Fd signals(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+  const vmm::Fd signals = vmm::TakeEndSignals();
   auto loop = TRY(vmm::Loop::Create());
   TRY_VOID(loop->Watch(signals.get(), EPOLLIN, [&](uint32_t) {
     spdlog::info("leaving; running virtual machines go on");

@@ -8,6 +8,7 @@
 
 #include "state/scsi.pb.h"
 #include "tests/fakes/fake_disk.h"
+#include "tests/fuzz/fuzz_input.h"
 #include "virtdev/scsi/scsi_disk.h"
 #include "virtdev/scsi/scsi_dvd.h"
 
@@ -15,22 +16,7 @@ namespace {
 
 using namespace kvmbus;           // NOLINT: a fuzz target is a program
 using namespace kvmbus::virtdev;  // NOLINT
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  bool empty() const { return size_ == 0; }
-  uint8_t Byte() {
-    if (size_ == 0) return 0;
-    --size_;
-    return *data_++;
-  }
-  uint16_t Word() { return static_cast<uint16_t>(Byte() << 8 | Byte()); }
-
- private:
-  const uint8_t* data_;
-  size_t size_;
-};
+using Input = tests::FuzzInput;
 
 class Counting final : public ScsiCompletion {
  public:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/fakes/fake_disk.h"
+#include "tests/fuzz/fuzz_input.h"
 #include "virtdev/shared_disk/disk_owner.h"
 #include "vmm/os/log.h"
 #include "vmm/os/unix_socket.h"
@@ -20,30 +21,9 @@ namespace {
 
 using namespace kvmbus;           // NOLINT: a fuzz target is a program
 using namespace kvmbus::virtdev;  // NOLINT
+using Input = tests::FuzzInput;
 
 constexpr uint64_t kRamBytes = 64 << 10;
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  bool empty() const { return size_ == 0; }
-  uint8_t Byte() {
-    if (size_ == 0) return 0;
-    --size_;
-    return *data_++;
-  }
-  uint16_t Word() { return static_cast<uint16_t>(Byte() << 8 | Byte()); }
-  std::vector<uint8_t> Bytes(size_t count) {
-    std::vector<uint8_t> bytes(data_, data_ + std::min(count, size_));
-    data_ += bytes.size();
-    size_ -= bytes.size();
-    return bytes;
-  }
-
- private:
-  const uint8_t* data_;
-  size_t size_;
-};
 
 /// The client's side, which keeps to no rule.
 class Attack {

@@ -6,35 +6,18 @@
 #include <cstring>
 
 #include "tests/fakes/fake_vmbus_ring.h"
+#include "tests/fuzz/fuzz_input.h"
 #include "vmm/os/log.h"
 
 namespace {
 
 using kvmbus::tests::FakeVmbusRing;
+using Input = kvmbus::tests::FuzzInput;
 using kvmbus::virtdev::Channel;
 using kvmbus::virtdev::IncomingPacket;
 using kvmbus::virtdev::PacketType;
 namespace vb = kvmbus::virtdev::vmbus;
 namespace vmm = kvmbus::vmm;
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  bool empty() const { return size_ == 0; }
-  template <typename T>
-  T Take() {
-    T value{};
-    const size_t count = std::min(size_, sizeof(T));
-    std::memcpy(&value, data_, count);
-    data_ += count;
-    size_ -= count;
-    return value;
-  }
-
- private:
-  const uint8_t* data_;
-  size_t size_;
-};
 
 constexpr uint64_t kToHost[] = {3, 9, 5}, kToGuest[] = {8, 20, 11};
 

@@ -11,6 +11,7 @@
 #include "state/scsi.pb.h"
 #include "tests/fakes/fake_channel.h"
 #include "tests/fakes/fake_disk.h"
+#include "tests/fuzz/fuzz_input.h"
 #include "virtdev/synthetic/scsi/scsi_controller.h"
 #include "virtdev/synthetic/scsi/storvsc_protocol.h"
 #include "vmm/os/log.h"
@@ -19,25 +20,11 @@ namespace {
 
 using namespace kvmbus;           // NOLINT: a fuzz target is a program
 using namespace kvmbus::virtdev;  // NOLINT
+using Input = tests::FuzzInput;
 using storvsc::Operation;
 
 constexpr uint64_t kPages = 64;
 constexpr uint8_t kDrive = 2;  ///< its LUN
-
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  bool empty() const { return size_ == 0; }
-  uint8_t Byte() {
-    if (size_ == 0) return 0;
-    --size_;
-    return *data_++;
-  }
-
- private:
-  const uint8_t* data_;
-  size_t size_;
-};
 
 class NoOffers final : public OfferHandle {
  public:
