@@ -13,6 +13,17 @@ from console import Console
 LIMIT = 240  # seconds for one command: the software host on a busy machine is slow
 
 
+def processes():
+    """(pid, command line's words) of each process; one that ends meanwhile is left out."""
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            with open(path, "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        yield int(path.split("/")[2]), words
+
+
 class CommandError(Exception):
     """vmctl ended with a status that is not 0."""
 

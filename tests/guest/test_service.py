@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service and its workers under fire: refusals in one line, kill -9 of either, nothing left behind."""
 
-import glob
 import os
 import shutil
 import signal
 import subprocess
 
-from service import LIMIT, Service, Vm
+from service import LIMIT, Service, Vm, processes
 from suite import Group, eventually, expect, expect_equal, group
 
 INVALID, NOT_FOUND, EXISTS, PRECONDITION, LIMIT, UNSUPPORTED, IN_USE, DAMAGED = 13, 15, 16, 19, 21, 22, 24, 25
@@ -15,16 +14,8 @@ INVALID, NOT_FOUND, EXISTS, PRECONDITION, LIMIT, UNSUPPORTED, IN_USE, DAMAGED = 
 
 def workers(service):
     """Processes of workers that this service started."""
-    found = []
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
-        try:
-            with open(path, "rb") as file:
-                words = file.read().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"/vmm") and any(word.startswith(service.run_dir.encode()) for word in words):
-            found.append(int(path.split("/")[2]))
-    return found
+    return [pid for pid, words in processes() if words[0].endswith(b"/vmm")
+            and any(word.startswith(service.run_dir.encode()) for word in words)]
 
 
 @group

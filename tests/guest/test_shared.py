@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two machines on one shared disk: data, reservations, and the process between them under fire."""
 
-import glob
 import os
 import signal
 
-from service import LIMIT, Vm
+from service import LIMIT, Vm, processes
 from suite import Group, eventually, expect, expect_equal, group
 
 WRITE_EXCLUSIVE, WRITE_EXCLUSIVE_REGISTRANTS = 1, 5
@@ -33,15 +32,8 @@ class SharedDisk(Group):
 
     def owner(self):
         """The process that owns the disk, or None."""
-        for path in glob.glob("/proc/[0-9]*/cmdline"):
-            try:
-                with open(path, "rb") as file:
-                    words = file.read().split(b"\0")
-            except OSError:
-                continue
-            if b"--shared-disk" in words and self.disk.encode() in words:
-                return int(path.split("/")[2])
-        return None
+        return next((pid for pid, words in processes()
+                     if b"--shared-disk" in words and self.disk.encode() in words), None)
 
     @staticmethod
     def persist(vm, *arguments, check=True):
