@@ -13,6 +13,7 @@
 #include "cmd/vmctl/qos_arguments.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
+#include "vmm/config/disk_qos.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -328,11 +329,7 @@ void AddDiskCommands(CLI::App& app, Context& context) {
       context.exit_status = kExitUsage;
       return;
     }
-    if (attach->qos.given()) {
-      request.mutable_disk()->mutable_qos()->set_min_iops(qos.min_iops());
-      request.mutable_disk()->mutable_qos()->set_max_iops(qos.max_iops());
-      request.mutable_disk()->mutable_qos()->set_max_bytes_per_second(qos.max_bytes_per_second());
-    }
+    if (attach->qos.given()) vmm::ChangeDiskQos(qos, request.mutable_disk()->mutable_qos());
     api::VmStatus reply;
     grpc::ClientContext call;
     context.exit_status = client.Check(client.machines().AttachDisk(&call, request, &reply));

@@ -221,11 +221,14 @@ void Board::RequestShutdown(bool restart, bool force, Done done) {
 
 Result<void> Board::AttachDisk(const config::Disk& disk) { return AttachToController(disk); }
 
+Error Board::NoDisk(uint32_t controller, uint32_t lun) {
+  return vmm::MakeError(Code::kNotFound, "SCSI controller {} has no disk at location {}",
+                        controller, lun);
+}
+
 void Board::DetachDisk(uint32_t controller, uint32_t lun, Done done) {
   const auto at = disks_.find({controller, lun});
-  if (at == disks_.end())
-    return done(vmm::MakeError(Code::kNotFound, "SCSI controller {} has no disk at location {}",
-                               controller, lun));
+  if (at == disks_.end()) return done(NoDisk(controller, lun));
   if (at->second.change != nullptr) return done(IsChanging(at->second));
   const std::string path = at->second.path;
   disks_.erase(at);

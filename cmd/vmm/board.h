@@ -56,6 +56,8 @@ class Board {
   void RequestShutdown(bool restart, bool force, Done done);
   vmm::Result<void> AttachDisk(const config::Disk& disk);
   void DetachDisk(uint32_t controller, uint32_t lun, Done done);
+  /// What is said of a place without a disk.
+  static vmm::Error NoDisk(uint32_t controller, uint32_t lun);
   /// board_qos.cc
   vmm::Result<void> SetDiskQos(uint32_t controller, uint32_t lun, const config::DiskQos& qos);
   using DiskVisitor = std::function<void(uint32_t controller, uint32_t lun,

@@ -22,8 +22,7 @@ Error Board::IsChanging(const Disk& disk) {
 Result<Board::Disk*> Board::FindForChange(uint32_t controller, uint32_t lun) {
   const auto at = disks_.find({controller, lun});
   if (at == disks_.end() || at->second.is_dvd || at->second.io->live() == nullptr)
-    return MakeError(Code::kNotFound, "SCSI controller {} has no disk at location {}", controller,
-                     lun);
+    return NoDisk(controller, lun);
   if (at->second.change != nullptr) return IsChanging(at->second);
   return &at->second;
 }

@@ -9,9 +9,7 @@ using vmm::Result;
 
 Result<void> Board::SetDiskQos(uint32_t controller, uint32_t lun, const config::DiskQos& qos) {
   const auto at = disks_.find({controller, lun});
-  if (at == disks_.end() || at->second.is_dvd)
-    return vmm::MakeError(Code::kNotFound, "SCSI controller {} has no disk at location {}",
-                          controller, lun);
+  if (at == disks_.end() || at->second.is_dvd) return NoDisk(controller, lun);
   return LimitDisk(*at->second.io, qos);
 }
 

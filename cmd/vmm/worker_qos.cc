@@ -58,8 +58,7 @@ vmm::Result<void> Worker::SetDiskQos(const worker::SetDiskQosRequest& request) {
     *disk.mutable_qos() = qos;
     return {};
   }
-  return vmm::MakeError(vmm::Code::kNotFound, "SCSI controller {} has no disk at location {}",
-                        request.controller(), request.lun());
+  return Board::NoDisk(request.controller(), request.lun());
 }
 
 worker::DiskStatisticsReply Worker::DiskStatistics() const {
