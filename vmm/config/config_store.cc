@@ -14,7 +14,8 @@ namespace kvmbus::vmm {
 namespace {
 
 constexpr std::string_view kMagic = "KVMBCFG1";
-constexpr std::string_view kSuffix = ".vm";
+constexpr std::string_view kVmSuffix = ".vm";
+constexpr std::string_view kCheckpointSuffix = ".checkpoint";
 constexpr uint64_t kFileLimit = 1u << 20;
 
 struct FileHeader {
@@ -38,12 +39,14 @@ class FileConfigStore final : public ConfigStore {
     if (folder == nullptr) return Error::FromErrno(errno, fmt::format("opening '{}'", folder_));
     while (const dirent* entry = ::readdir(folder)) {
       const std::string name = entry->d_name;
-      if (!name.ends_with(kSuffix)) continue;
+      if (!name.ends_with(kVmSuffix) && !name.ends_with(kCheckpointSuffix)) continue;
       auto vm = Load(folder_ + "/" + name);
-      if (vm.ok())
-        listing.vms.push_back(std::move(vm).value());
-      else
+      if (!vm.ok())
         listing.damaged.push_back(std::move(vm.error()));
+      else if (vm->has_checkpoint())
+        listing.checkpoints.push_back(std::move(vm).value());
+      else
+        listing.vms.push_back(std::move(vm).value());
     }
     ::closedir(folder);
     return listing;
@@ -57,18 +60,20 @@ class FileConfigStore final : public ConfigStore {
     header.bytes = static_cast<uint32_t>(body.size());
     const std::string content =
         std::string(reinterpret_cast<const char*>(&header), sizeof(header)) + body;
-    return ReplaceFile(PathOf(vm.id()), content, 0640);
+    return ReplaceFile(PathOf(vm), content, 0640);
   }
 
-  Result<void> Delete(const std::string& id) override {
-    if (::unlink(PathOf(id).c_str()) < 0)
-      return Error::FromErrno(errno, fmt::format("deleting '{}'", PathOf(id)));
+  Result<void> Delete(const config::Vm& vm) override {
+    if (::unlink(PathOf(vm).c_str()) < 0)
+      return Error::FromErrno(errno, fmt::format("deleting '{}'", PathOf(vm)));
     return SyncFolder(folder_);
   }
 
  private:
-  std::string PathOf(const std::string& id) const {
-    return fmt::format("{}/{}{}", folder_, id, kSuffix);
+  std::string PathOf(const config::Vm& vm) const {
+    if (vm.has_checkpoint())
+      return fmt::format("{}/{}{}", folder_, vm.checkpoint().id(), kCheckpointSuffix);
+    return fmt::format("{}/{}{}", folder_, vm.id(), kVmSuffix);
   }
 
   static Result<config::Vm> Load(const std::string& path) {

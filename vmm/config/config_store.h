@@ -17,15 +17,16 @@ class ConfigStore {
   virtual ~ConfigStore() = default;
   struct Listing {
     std::vector<config::Vm> vms;
+    std::vector<config::Vm> checkpoints;  ///< each has its VM's id
     std::vector<Error> damaged;  ///< files that could not be read; they stay where they are
   };
   virtual Result<Listing> List() = 0;
-  /// New or changed: the old or the new, never between.
+  /// Of a VM or a checkpoint, new or changed: the old or the new, never between.
   virtual Result<void> Save(const config::Vm& vm) = 0;
-  virtual Result<void> Delete(const std::string& id) = 0;
+  virtual Result<void> Delete(const config::Vm& vm) = 0;
 };
 
-/// One file a VM, <folder>/<ID>.vm: "KVMBCFG1", CRC-32C and length of the serialized config.Vm
+/// One file a VM, <folder>/<ID>.vm, or checkpoint, <ID>.checkpoint: "KVMBCFG1", CRC-32C and length of the serialized config.Vm
 /// behind them.
 Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder);
 

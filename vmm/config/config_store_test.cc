@@ -31,12 +31,12 @@ class ConfigStoreTest : public testing::Test {
 TEST_F(ConfigStoreTest, WhatIsSavedIsListedAndWhatIsDeletedIsNot) {
   ASSERT_TRUE(store_->Save(Sample("A")).ok());
   ASSERT_TRUE(store_->Save(Sample("B")).ok());
-  ASSERT_TRUE(store_->Delete("A").ok());
+  ASSERT_TRUE(store_->Delete(Sample("A")).ok());
   const auto listing = store_->List();
   ASSERT_TRUE(listing.ok());
   ASSERT_EQ(listing->vms.size(), 1u);
   EXPECT_EQ(listing->vms[0].name(), "nB");
-  EXPECT_FALSE(store_->Delete("A").ok());
+  EXPECT_FALSE(store_->Delete(Sample("A")).ok());
 }
 
 TEST_F(ConfigStoreTest, DamagedFilesAreReportedAndKept) {

@@ -137,7 +137,7 @@ Result<void> Inventory::Delete(const std::string& id) {
     return MakeError(Code::kFailedPrecondition,
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
-  TRY_VOID(store_->Delete(id));
+  TRY_VOID(store_->Delete(record->config));
   for (const char* file : {"lock", "exit", "worker.log"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
   ::rmdir(RunDirOf(id).c_str());

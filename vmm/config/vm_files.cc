@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/config/vm_files.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+bool IsXml(const config::Vm& vm) { return vm.version() == "5.0"; }
+
+/// Without an ending.
+std::string Stem(const config::Vm& vm) {
+  if (vm.has_checkpoint()) return CheckpointsFolderOf(vm) + "/" + vm.checkpoint().id();
+  return MachinesFolderOf(vm) + "/" + vm.id();
+}
+
+/// In a folder of its own, which has the same name.
+std::string StemBelow(const config::Vm& vm) {
+  const std::string& id = vm.has_checkpoint() ? vm.checkpoint().id() : vm.id();
+  return Stem(vm) + "/" + id;
+}
+
+}  // namespace
+
+std::string MachinesFolderOf(const config::Vm& vm) { return vm.folder() + "/Virtual Machines"; }
+std::string CheckpointsFolderOf(const config::Vm& vm) { return vm.folder() + "/Snapshots"; }
+
+std::string ConfigFileOf(const config::Vm& vm) {
+  return Stem(vm) + (IsXml(vm) ? ".xml" : ".vmcx");
+}
+
+std::string StateFileOf(const config::Vm& vm) {
+  return IsXml(vm) ? StemBelow(vm) + ".vsv" : Stem(vm) + ".vmrs";
+}
+
+std::string MemoryFileOf(const config::Vm& vm) {
+  return IsXml(vm) ? StemBelow(vm) + ".bin" : Stem(vm) + ".vmrs";
+}
+
+}  // namespace kvmbus::vmm
