@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhd_format.h"
 #include "vmm/os/clock.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -84,7 +84,7 @@ Result<void> WriteStructures(BlockFile& file, const Footer& footer, DynamicHeade
 /// Appends a locator's text, in whole sectors; its place counts from the first text.
 Result<void> AddLocator(ParentLocator* locator, uint32_t code, const std::string& path,
                         std::vector<uint8_t>* texts) {
-  auto text = Utf8ToUtf16(path, std::endian::little);
+  auto text = vmm::Utf8ToUtf16(path, std::endian::little);
   if (!text || text->empty() || text->size() > 60u << 10)
     return MakeError(Code::kInvalidArgument,
                      "the parent's path '{}' is no text of up to 30720 "
@@ -102,7 +102,7 @@ Result<void> AddLocator(ParentLocator* locator, uint32_t code, const std::string
 /// The file's name alone, as much of it as there is room for.
 void SetParentName(DynamicHeader* header, const std::string& path) {
   std::ranges::fill(header->parent_unicode_name, uint8_t{0});
-  const auto name = Utf8ToUtf16(path.substr(path.find_last_of("\\/") + 1), std::endian::big);
+  const auto name = vmm::Utf8ToUtf16(path.substr(path.find_last_of("\\/") + 1), std::endian::big);
   if (!name) return;
   std::copy_n(name->begin(), std::min(name->size(), sizeof(header->parent_unicode_name) - 2),
               header->parent_unicode_name);

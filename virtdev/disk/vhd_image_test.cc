@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhd_bitmap.h"
 #include "virtdev/disk/vhd_test_image.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -17,14 +17,14 @@ using Path = ParentReference::Path;
 TEST(Utf16Test, GoesBothWaysAndRefusesTheRest) {
   const std::string text = "a\xc3\xa4\xe2\x82\xac\xf0\x9f\x92\xbe";  // one to four bytes each
   for (const std::endian order : {std::endian::little, std::endian::big})
-    EXPECT_EQ(Utf16ToUtf8(Utf8ToUtf16(text, order).value(), order), text);
-  EXPECT_EQ(Utf8ToUtf16("A", std::endian::big), (Bytes{0, 'A'}));
-  EXPECT_EQ(Utf8ToUtf16("A", std::endian::little), (Bytes{'A', 0}));
-  EXPECT_EQ(Utf16ToUtf8(Bytes{'a', 0, 0, 0, 'b', 0}, std::endian::little), "a");
+    EXPECT_EQ(vmm::Utf16ToUtf8(vmm::Utf8ToUtf16(text, order).value(), order), text);
+  EXPECT_EQ(vmm::Utf8ToUtf16("A", std::endian::big), (Bytes{0, 'A'}));
+  EXPECT_EQ(vmm::Utf8ToUtf16("A", std::endian::little), (Bytes{'A', 0}));
+  EXPECT_EQ(vmm::Utf16ToUtf8(Bytes{'a', 0, 0, 0, 'b', 0}, std::endian::little), "a");
   for (const char* bad : {"\x80", "\xc0\x80", "\xe2\x82", "\xed\xa0\x80", "\xf4\x90\x80\x80"})
-    EXPECT_EQ(Utf8ToUtf16(bad, std::endian::little), std::nullopt);
+    EXPECT_EQ(vmm::Utf8ToUtf16(bad, std::endian::little), std::nullopt);
   for (const Bytes& bad : {Bytes{1}, Bytes{0, 0xd8}, Bytes{0, 0xdc}, Bytes{0, 0xd8, 'a', 0}})
-    EXPECT_EQ(Utf16ToUtf8(bad, std::endian::little), std::nullopt);
+    EXPECT_EQ(vmm::Utf16ToUtf8(bad, std::endian::little), std::nullopt);
 }
 
 TEST(VhdFormatTest, GeometryIsTheSpecifications) {

@@ -2,8 +2,8 @@
 // Where a differencing VHD says that its parent is.
 #include <algorithm>
 
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhd_file.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev::vhd {
 namespace {
@@ -38,12 +38,12 @@ std::optional<std::string> TextOf(uint32_t code, std::span<const uint8_t> bytes)
     const bool plain = std::ranges::all_of(text, [](char c) { return c >= 0x20 && c < 0x7f; });
     return plain ? std::optional(text) : std::nullopt;
   }
-  return Utf16ToUtf8(bytes, std::endian::little);
+  return vmm::Utf16ToUtf8(bytes, std::endian::little);
 }
 
 /// The name in the header itself: a whole path or the file's name.
 std::optional<Path> NameInHeader(const DynamicHeader& header) {
-  auto text = Utf16ToUtf8(header.parent_unicode_name, std::endian::big);
+  auto text = vmm::Utf16ToUtf8(header.parent_unicode_name, std::endian::big);
   if (!text || text->empty()) return std::nullopt;
   const bool absolute = text->starts_with('\\') || text->find(':') != std::string::npos;
   return Path{absolute ? Path::Kind::kAbsolute : Path::Kind::kRelative, std::move(*text)};

@@ -4,8 +4,8 @@
 #include <map>
 #include <optional>
 
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhdx_format.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev::vhdx {
 namespace {
@@ -33,7 +33,7 @@ Result<std::string> TextAt(std::span<const uint8_t> item, uint64_t first, uint32
     return MakeError(Code::kDataLoss, "parent locator: {} {} at {:#x}+{:#x} lies outside of it",
                      what, number, offset, length);
   const auto bytes = item.subspan(offset, length);
-  const auto text = Utf16ToUtf8(bytes, std::endian::little);
+  const auto text = vmm::Utf16ToUtf8(bytes, std::endian::little);
   // What follows a NUL would be there for one reader and not for another.
   bool has_nul = false;
   for (size_t at = 0; at + 1 < bytes.size(); at += 2)
@@ -120,8 +120,8 @@ Result<std::vector<uint8_t>> BuildParentLocator(const ParentReference& parent) {
   Store(item, 0, ParentLocatorHeader{kVhdxParentLocator, 0, static_cast<uint16_t>(entries.size())});
   size_t number = 0;
   for (const auto& [key, value] : entries) {
-    const auto wide_key = Utf8ToUtf16(key, std::endian::little);
-    const auto wide_value = Utf8ToUtf16(value, std::endian::little);
+    const auto wide_key = vmm::Utf8ToUtf16(key, std::endian::little);
+    const auto wide_value = vmm::Utf8ToUtf16(value, std::endian::little);
     constexpr size_t kMaxValue = 32767 * 2;  // Windows' longest path
     if (!wide_key || !wide_value || wide_value->size() > kMaxValue ||
         value.find('\0') != std::string::npos)

@@ -5,9 +5,9 @@
 #include <gtest/gtest.h>
 
 #include "virtdev/disk/parent_path.h"
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhdx_check_parent.h"
 #include "virtdev/disk/vhdx_format.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -26,10 +26,10 @@ Bytes Locator(const std::vector<std::pair<std::string, std::string>>& entries, B
               vhdx::ParentLocatorHeader{vhdx::kVhdxParentLocator, 0,
                                         static_cast<uint16_t>(entries.size())});
   for (size_t i = 0; i < entries.size(); ++i) {
-    const Bytes key = Utf8ToUtf16(entries[i].first, std::endian::little).value();
+    const Bytes key = vmm::Utf8ToUtf16(entries[i].first, std::endian::little).value();
     const Bytes value = i + 1 == entries.size() && !raw.empty()
                             ? raw
-                            : Utf8ToUtf16(entries[i].second, std::endian::little).value();
+                            : vmm::Utf8ToUtf16(entries[i].second, std::endian::little).value();
     const auto at = static_cast<uint32_t>(item.size());
     vhdx::Store(item, 20 + 12 * i,
                 vhdx::ParentLocatorEntry{at, static_cast<uint32_t>(at + key.size()),
@@ -52,19 +52,19 @@ std::string WhyNot(const Bytes& item) {
 
 TEST(Utf16Test, GoesThereAndBack) {
   const std::string text = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80";  // 1, 2, 3 and 4 bytes
-  const auto wide = Utf8ToUtf16(text, std::endian::little);
+  const auto wide = vmm::Utf8ToUtf16(text, std::endian::little);
   ASSERT_TRUE(wide);
   EXPECT_THAT(*wide, ElementsAre('a', 0, 0xe9, 0, 0xac, 0x20, 0x3d, 0xd8, 0x00, 0xde));
-  EXPECT_EQ(Utf16ToUtf8(*wide, std::endian::little), text);
+  EXPECT_EQ(vmm::Utf16ToUtf8(*wide, std::endian::little), text);
 }
 
 TEST(Utf16Test, RefusesWhatIsNone) {
   for (const Bytes& bad : {Bytes{1}, Bytes{0, 0xd8}, Bytes{0, 0xdc}, Bytes{0, 0xd8, 65, 0},
                            Bytes{0, 0xdc, 0, 0xd8}, Bytes{0, 0xd8, 0, 0xd8, 0, 0xdc}})
-    EXPECT_EQ(Utf16ToUtf8(bad, std::endian::little), std::nullopt);
+    EXPECT_EQ(vmm::Utf16ToUtf8(bad, std::endian::little), std::nullopt);
   for (const char* bad : {"\x80", "\xc0\x80", "\xc3", "\xe0\x80\x80", "\xed\xa0\x80",
                           "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80", "\xc3("})
-    EXPECT_EQ(Utf8ToUtf16(bad, std::endian::little), std::nullopt) << bad;
+    EXPECT_EQ(vmm::Utf8ToUtf16(bad, std::endian::little), std::nullopt) << bad;
 }
 
 TEST(VhdxLocatorTest, PathsComeInTheOrderInWhichTheyAreTried) {

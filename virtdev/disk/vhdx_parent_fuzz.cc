@@ -5,10 +5,10 @@
 
 #include "tests/fakes/crash_file.h"
 #include "virtdev/disk/parent_path.h"
-#include "virtdev/disk/utf16.h"
 #include "virtdev/disk/vhdx_check_parent.h"
 #include "virtdev/disk/vhdx_format.h"
 #include "virtdev/disk/vhdx_locator.h"
+#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev {
 namespace {

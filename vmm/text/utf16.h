@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The names in image files: UTF-16 in either byte order there, UTF-8 here.
+/// The texts in Windows' files: UTF-16 in either byte order there, UTF-8 here.
 #pragma once
 
 #include <bit>
@@ -11,11 +11,11 @@
 #include <string_view>
 #include <vector>
 
-namespace kvmbus::virtdev {
+namespace kvmbus::vmm {
 
 /// Up to the first NUL. nullopt for an odd number of bytes and for lone surrogates.
 std::optional<std::string> Utf16ToUtf8(std::span<const uint8_t> bytes, std::endian order);
 /// Without a NUL. nullopt for what is no UTF-8.
 std::optional<std::vector<uint8_t>> Utf8ToUtf16(std::string_view text, std::endian order);
 
-}  // namespace kvmbus::virtdev
+}  // namespace kvmbus::vmm

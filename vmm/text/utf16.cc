@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "virtdev/disk/utf16.h"
+#include "vmm/text/utf16.h"
 
-namespace kvmbus::virtdev {
+namespace kvmbus::vmm {
 namespace {
 
 constexpr bool IsHighSurrogate(uint32_t unit) { return unit >= 0xd800 && unit < 0xdc00; }
@@ -89,4 +89,4 @@ std::optional<std::vector<uint8_t>> Utf8ToUtf16(std::string_view text, std::endi
   return bytes;
 }
 
-}  // namespace kvmbus::virtdev
+}  // namespace kvmbus::vmm
