@@ -3,6 +3,7 @@
 /// Reads HyperVStorage containers, whoever wrote them.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "vmm/hvs/key_tree.h"
@@ -10,13 +11,18 @@
 
 namespace kvmbus::vmm {
 
+namespace hvs {
+class FileView;
+}
+
 /// A container as it was when it was opened. A replay log with entries is applied to what is read,
 /// never to the file.
 class HvsReader {
  public:
   struct Limits {
-    uint64_t tree_bytes = 64u << 20;    ///< all keys together
-    uint32_t inline_bytes = 1u << 20;   ///< objects that are larger stay a FileObject
+    uint64_t tree_bytes = 64u << 20;   ///< all keys together; kOutOfRange beyond
+    uint32_t inline_bytes = 1u << 20;  ///< objects that are larger stay a FileObject, and so do
+                                       ///< those that would exceed `tree_bytes`
   };
 
   /// `fd` outlives the reader. kDataLoss says what is damaged and where; kUnimplemented: a format
@@ -29,7 +35,10 @@ class HvsReader {
   Result<std::string> Read(const FileObject& object, uint32_t limit_bytes) const;
 
  private:
-  int fd_ = -1;
+  HvsReader(std::shared_ptr<const hvs::FileView> view, Key root)
+      : view_(std::move(view)), root_(std::move(root)) {}
+
+  std::shared_ptr<const hvs::FileView> view_;
   Key root_;
 };
 

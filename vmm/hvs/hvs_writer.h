@@ -3,11 +3,12 @@
 /// HvsWriter: writes a new HyperVStorage container (.vmcx, .vmrs; format version 0x0400).
 #pragma once
 
-#include <atomic>
 #include <mutex>
 #include <string_view>
 #include <vector>
 
+#include "vmm/hvs/hvs_format.h"
+#include "vmm/hvs/key_table_writer.h"
 #include "vmm/hvs/key_tree.h"
 #include "vmm/result/result.h"
 
@@ -33,6 +34,13 @@ class HvsWriter {
   Result<void> Finish(const Key& root);
 
  private:
+  Result<void> CheckNode(const Key& node, uint32_t depth) const;
+  Result<void> AddChildren(const Key& node, hvs::KeyTableWriter::Place place,
+                           hvs::KeyTableWriter* tables);
+  Result<void> WriteObjectTables(const std::vector<hvs::ObjectEntry>& entries);
+  Result<void> WriteReplayLogAndHeaders();
+  uint64_t Take(uint64_t size);  // `mutex_` is held, or nobody else writes any more
+
   const int fd_;
   std::mutex mutex_;
   uint64_t end_;                     // of what is taken

@@ -41,7 +41,7 @@ struct Key {
   /// The first key that `path` ("settings/memory/bank") names below this one, or null.
   const Key* Find(std::string_view path) const;
   Key* Find(std::string_view path);
-  /// As Find, and makes the nodes that are missing.
+  /// As Find, and makes what is missing; a value on the way there becomes a node.
   Key& Make(std::string_view path);
   /// Of the key that `path` names; `otherwise` if there is none or it has another type.
   int64_t IntOr(std::string_view path, int64_t otherwise) const;
