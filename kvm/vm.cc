@@ -76,7 +76,11 @@ Result<std::unique_ptr<KvmVm>> KvmVm::Create(const Options& options, vmm::GuestM
 }
 
 KvmVm::KvmVm(SystemFd system, VmFd vm, vmm::GuestMemory& memory)
-    : system_(std::move(system)), vm_(std::move(vm)), memory_(memory), crash_(memory) {}
+    : system_(std::move(system)),
+      vm_(std::move(vm)),
+      memory_(memory),
+      dirty_log_(vm_, memory),
+      crash_(memory) {}
 
 KvmVm::~KvmVm() = default;
 
@@ -89,7 +93,7 @@ Result<void> KvmVm::Build(const Options& options, vmm::Loop& loop) {
   TRY_VOID(vm_.SetMsrFilterDeny(CrashRegisters::kFirstMsr, CrashRegisters::kMsrCount));
   TRY_VOID(vm_.CreateIrqchip());
   TRY_VOID(vm_.CreatePit2());
-  TRY_VOID(AddMemory());
+  TRY_VOID(dirty_log_.AddMemory());
   synic_ = std::make_unique<KvmSynic>(vm_, memory_, loop, options.vcpu_count,
                                       [this](uint32_t vp) { vcpus_[vp]->Poke(); });
   shared_.synic = synic_.get();
@@ -106,20 +110,6 @@ Result<void> KvmVm::Build(const Options& options, vmm::Loop& loop) {
     return std::find(refused.begin(), refused.end(), msr) != refused.end();
   });
   return SaveTo(&power_on_);
-}
-
-Result<void> KvmVm::AddMemory() {
-  uint32_t slot = 0;
-  for (const auto& region : memory_.regions()) {
-    kvm_userspace_memory_region request = {};
-    request.slot = slot++;
-    request.guest_phys_addr = region.gpa;
-    request.memory_size = region.size;
-    request.userspace_addr = reinterpret_cast<uintptr_t>(region.hva);
-    TRY_VOID_CTX(vm_.SetUserMemoryRegion(request), "giving KVM {} MiB of RAM at {:#x}",
-                 region.size >> 20, region.gpa);
-  }
-  return {};
 }
 
 Result<void> KvmVm::AddVcpus(uint32_t count) {

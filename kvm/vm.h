@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "kvm/dirty_log.h"
 #include "kvm/hyperv/crash_registers.h"
 #include "kvm/hyperv/synic.h"
 #include "kvm/uapi/kvm_fds.h"
@@ -35,6 +36,7 @@ class KvmVm final : public vmm::Vm {
   uint32_t vcpu_count() const override { return static_cast<uint32_t>(vcpus_.size()); }
   vmm::Vcpu& vcpu(uint32_t index) override { return *vcpus_[index]; }
   vmm::SynicPorts& synic() override { return *synic_; }
+  vmm::DirtyTracker& dirty_tracker() override { return dirty_log_; }
   vmm::InterruptLine& interrupt_line(uint32_t gsi) override;
 
   // StateUnit
@@ -49,7 +51,6 @@ class KvmVm final : public vmm::Vm {
 
   KvmVm(SystemFd system, VmFd vm, vmm::GuestMemory& memory);
   vmm::Result<void> Build(const Options& options, vmm::Loop& loop);
-  vmm::Result<void> AddMemory();
   vmm::Result<void> AddVcpus(uint32_t count);
   vmm::Result<void> RouteInterrupts(uint32_t vcpu_count);
   vmm::Result<std::vector<uint32_t>> MsrsToSave() const;
@@ -59,6 +60,7 @@ class KvmVm final : public vmm::Vm {
   SystemFd system_;
   VmFd vm_;
   vmm::GuestMemory& memory_;
+  DirtyLog dirty_log_;
   CrashRegisters crash_;
   KvmVcpu::Shared shared_{};
   std::vector<std::unique_ptr<KvmVcpu>> vcpus_;

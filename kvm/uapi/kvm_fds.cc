@@ -181,6 +181,23 @@ Result<void> VmFd::SetUserMemoryRegion(const kvm_userspace_memory_region& region
   return Void(KvmIoctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &copy));
 }
 
+Result<void> VmFd::GetDirtyLog(uint32_t slot, std::span<uint64_t> bitmap) const {
+  kvm_dirty_log log = {};
+  log.slot = slot;
+  log.dirty_bitmap = bitmap.data();
+  return Void(KvmIoctl(fd_.get(), KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log));
+}
+
+Result<void> VmFd::ClearDirtyLog(uint32_t slot, uint64_t first, uint32_t pages,
+                                 std::span<const uint64_t> bitmap) const {
+  kvm_clear_dirty_log log = {};
+  log.slot = slot;
+  log.first_page = first;
+  log.num_pages = pages;
+  log.dirty_bitmap = const_cast<uint64_t*>(bitmap.data());
+  return Void(KvmIoctl(fd_.get(), KVM_CLEAR_DIRTY_LOG, "KVM_CLEAR_DIRTY_LOG", &log));
+}
+
 Result<void> VmFd::SetGsiRouting(std::span<const kvm_irq_routing_entry> entries) const {
   Counted<kvm_irq_routing_entry, kCountAndPadding> buffer(entries.size());
   std::copy(entries.begin(), entries.end(), buffer.entries());

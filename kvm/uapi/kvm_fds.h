@@ -53,6 +53,11 @@ class VmFd {
   vmm::Result<void> CreatePit2() const;
   vmm::Result<vmm::Fd> CreateVcpu(uint32_t index) const;
   vmm::Result<void> SetUserMemoryRegion(const kvm_userspace_memory_region& region) const;
+  /// One bit a page of the slot, 0 in words that it does not fill.
+  vmm::Result<void> GetDirtyLog(uint32_t slot, std::span<uint64_t> bitmap) const;
+  /// `first` and `pages` are multiples of 64.
+  vmm::Result<void> ClearDirtyLog(uint32_t slot, uint64_t first, uint32_t pages,
+                                  std::span<const uint64_t> bitmap) const;
   vmm::Result<void> SetGsiRouting(std::span<const kvm_irq_routing_entry> entries) const;
   vmm::Result<void> AssignIrqfd(const kvm_irqfd& irqfd) const;
   vmm::Result<void> AssignHypervEventfd(uint32_t connection_id, int event_fd, bool deassign) const;

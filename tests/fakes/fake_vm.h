@@ -4,6 +4,8 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
+#include <vector>
 
 #include "tests/fakes/fake_synic.h"
 #include "vmm/hypervisor/vm.h"
@@ -42,12 +44,34 @@ class FakeLine final : public vmm::InterruptLine {
   std::atomic<int> rises{0};
 };
 
+/// What the test adds to `written` is what the guest wrote.
+class FakeDirtyTracker final : public vmm::DirtyTracker {
+ public:
+  vmm::Result<void> StartTracking() override {
+    tracking = true;
+    written.clear();
+    return {};
+  }
+  vmm::Result<void> TakeDirtyPages(vmm::PageSet* pages, bool) override {
+    if (before_take) before_take();
+    for (const uint64_t page : written) pages->Add(page);
+    written.clear();
+    return {};
+  }
+  void StopTracking() override { tracking = false; }
+
+  bool tracking = false;
+  std::vector<uint64_t> written;
+  std::function<void()> before_take;
+};
+
 class FakeVm final : public vmm::Vm {
  public:
   explicit FakeVm(uint32_t count) : vcpus(count) { fake_synic.vps = count; }
   uint32_t vcpu_count() const override { return static_cast<uint32_t>(vcpus.size()); }
   vmm::Vcpu& vcpu(uint32_t index) override { return vcpus[index]; }
   vmm::SynicPorts& synic() override { return fake_synic; }
+  vmm::DirtyTracker& dirty_tracker() override { return tracker; }
   vmm::InterruptLine& interrupt_line(uint32_t) override { return line; }
   std::string_view unit_name() const override { return "hypervisor"; }
   void Reset() override { ++resets; }
@@ -59,6 +83,7 @@ class FakeVm final : public vmm::Vm {
 
   std::vector<FakeVcpu> vcpus;
   FakeSynic fake_synic;
+  FakeDirtyTracker tracker;
   FakeLine line;
   int resets = 0;
 };

@@ -13,6 +13,7 @@
 
 #include "vmm/device/device.h"
 #include "vmm/hypervisor/boot_state.h"
+#include "vmm/hypervisor/dirty_tracker.h"
 #include "vmm/hypervisor/synic.h"
 #include "vmm/result/result.h"
 
@@ -58,6 +59,7 @@ class Vm : public StateUnit {
   virtual uint32_t vcpu_count() const = 0;
   virtual Vcpu& vcpu(uint32_t index) = 0;
   virtual SynicPorts& synic() = 0;
+  virtual DirtyTracker& dirty_tracker() = 0;
   /// Lives as long as the VM. `gsi` is an I/O APIC pin.
   virtual InterruptLine& interrupt_line(uint32_t gsi) = 0;
 };

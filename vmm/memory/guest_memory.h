@@ -6,12 +6,16 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <type_traits>
+#include <unordered_map>
 #include <vector>
 
+#include "vmm/memory/page_set.h"
 #include "vmm/os/fd.h"
 #include "vmm/result/result.h"
 
@@ -81,6 +85,9 @@ class GuestMemory {
 
   std::span<const Region> regions() const { return regions_; }
   uint64_t ram_bytes() const { return ram_bytes_; }
+  uint64_t ram_pages() const { return ram_bytes_ / kPageSize; }
+  /// The host address of the whole memory file, mapped in a row: the regions' hva lie in it.
+  uint8_t* base() const { return base_; }
   int fd() const { return memfd_.get(); }
 
   /// True if the whole of [gpa, gpa + size) is RAM. Overflow-safe; an empty range at a RAM address
@@ -118,13 +125,20 @@ class GuestMemory {
 
   /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
   Result<PageMapping> MapPages(std::span<const uint64_t> pfns);
+  /// Adds the pages that PageMappings have: accesses there are not accesses at base().
+  void AddMappedPages(PageSet* pages) const;
+  /// Called with the host address of every page that is about to be mapped elsewhere, so that it is
+  /// what it ought to be. Null: none is needed.
+  void SetBeforeMapping(std::function<void(uint64_t address)> before);
 
   /// Notes that the host wrote there. Cheap when tracking is off.
   void MarkDirty(uint64_t gpa, uint64_t size);
   /// Host-side dirty tracking, one bit a page of the memfd.
   void StartDirtyTracking();
   void StopDirtyTracking();
-  /// Returns and clears the GPAs' page frame numbers that the host wrote since the last call.
+  /// Adds what the host wrote since the last call.
+  void TakeDirtyPages(PageSet* pages);
+  /// The same as page frame numbers of guest-physical addresses, ascending.
   std::vector<uint64_t> TakeDirtyPages();
 
  private:
@@ -132,6 +146,8 @@ class GuestMemory {
   Result<void> SetRegions(std::span<const MemoryRange> ranges);
   Result<void> Map(int flags);
   const Region* Locate(uint64_t gpa, uint64_t size) const;
+  friend class PageMapping;
+  void CountMapped(std::span<const uint64_t> pfns, bool mapped);
 
   Fd memfd_;
   uint8_t* base_ = nullptr;  // all of the memfd, mapped once
@@ -139,6 +155,9 @@ class GuestMemory {
   std::vector<Region> regions_;
   std::unique_ptr<std::atomic<uint64_t>[]> dirty_;  // allocated by the first StartDirtyTracking
   std::atomic<bool> tracking_{false};
+  mutable std::mutex mapped_mutex_;                // guards the next two
+  std::unordered_map<uint64_t, uint32_t> mapped_;  // mappings of a page of the file
+  std::function<void(uint64_t)> before_mapping_;
 };
 
 }  // namespace kvmbus::vmm

@@ -25,7 +25,9 @@ PageMapping& PageMapping::operator=(PageMapping&& other) noexcept {
 }
 
 PageMapping::~PageMapping() {
-  if (data_ != nullptr) ::munmap(data_, size_);
+  if (data_ == nullptr) return;
+  ::munmap(data_, size_);
+  memory_->CountMapped(pfns_, false);
 }
 
 void PageMapping::MarkDirty(size_t offset, size_t size) const {
@@ -189,6 +191,7 @@ Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {
   mapping.data_ = static_cast<uint8_t*>(base);
   mapping.memory_ = this;
   mapping.pfns_.assign(pfns.begin(), pfns.end());
+  CountMapped(pfns, true);
   for (size_t first = 0; first < pfns.size();) {
     const Region* region = Locate(pfns[first] << kPageShift, kPageSize);
     size_t count = 1;
@@ -224,20 +227,51 @@ void GuestMemory::StartDirtyTracking() {
 
 void GuestMemory::StopDirtyTracking() { tracking_.store(false, std::memory_order_release); }
 
+void GuestMemory::TakeDirtyPages(PageSet* pages) {
+  if (!dirty_) return;
+  const std::span<uint64_t> words = pages->words();
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (dirty_[i].load(std::memory_order_relaxed) != 0)
+      words[i] |= dirty_[i].exchange(0, std::memory_order_acquire);
+  }
+}
+
 std::vector<uint64_t> GuestMemory::TakeDirtyPages() {
-  std::vector<uint64_t> pages;
-  if (!dirty_) return pages;
+  PageSet dirty(ram_pages());
+  TakeDirtyPages(&dirty);
+  std::vector<uint64_t> pfns;
   for (const Region& region : regions_) {
     for (uint64_t at = 0; at < region.size; at += kPageSize) {
-      const uint64_t page = (region.file_offset + at) >> kPageShift;
-      const uint64_t bit = uint64_t{1} << (page % 64);
-      if (dirty_[page / 64].load(std::memory_order_relaxed) & bit) {
-        dirty_[page / 64].fetch_and(~bit, std::memory_order_acquire);
-        pages.push_back((region.gpa + at) >> kPageShift);
-      }
+      if (dirty.Contains((region.file_offset + at) >> kPageShift))
+        pfns.push_back((region.gpa + at) >> kPageShift);
     }
   }
-  return pages;
+  return pfns;
+}
+
+void GuestMemory::CountMapped(std::span<const uint64_t> pfns, bool mapped) {
+  const std::lock_guard lock(mapped_mutex_);
+  for (const uint64_t pfn : pfns) {
+    const Region* region = Locate(pfn << kPageShift, kPageSize);
+    const uint64_t offset = region->file_offset + ((pfn << kPageShift) - region->gpa);
+    // Before the count rises: whoever clears the callback meanwhile need not look here again.
+    if (mapped && before_mapping_) before_mapping_(reinterpret_cast<uint64_t>(base_) + offset);
+    const uint64_t page = offset >> kPageShift;
+    if (mapped)
+      ++mapped_[page];
+    else if (--mapped_[page] == 0)
+      mapped_.erase(page);
+  }
+}
+
+void GuestMemory::AddMappedPages(PageSet* pages) const {
+  const std::lock_guard lock(mapped_mutex_);
+  for (const auto& [page, count] : mapped_) pages->Add(page);
+}
+
+void GuestMemory::SetBeforeMapping(std::function<void(uint64_t)> before) {
+  const std::lock_guard lock(mapped_mutex_);
+  before_mapping_ = std::move(before);
 }
 
 }  // namespace kvmbus::vmm
