@@ -43,7 +43,7 @@ bool MayChange(MachineState from, MachineState to) {
       return to == MachineState::kSaved || to == MachineState::kPaused ||
              to == MachineState::kStopping;
     case MachineState::kSaved:
-      return to == MachineState::kStarting || to == MachineState::kOff;
+      return to == MachineState::kStopping;
     case MachineState::kStopping:
       return to == MachineState::kOff;
   }

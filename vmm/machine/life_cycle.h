@@ -23,7 +23,8 @@ enum class MachineState {
 std::string_view MachineStateName(MachineState state);
 
 /// Off -> Starting -> Running -> Pausing -> Paused -> Running
-///                                          Paused -> Saving -> Saved -> Starting
+///                                          Paused -> Saving -> Saved
+/// A saved machine: Off -> Starting -> Paused -> Running
 /// Saving -> Paused and Starting -> Off are failures; any of them -> Stopping -> Off.
 bool MayChange(MachineState from, MachineState to);
 

@@ -73,6 +73,26 @@ Result<void> Machine::PowerOn() {
   return {};
 }
 
+Result<void> Machine::PowerOnFrom(std::string_view stream) {
+  TRY_VOID(CheckChange(state_, MachineState::kStarting));
+  ChangeState(MachineState::kStarting);
+  power_on_ns_ = loop_.clock().MonotonicNs();
+  auto restored = RestoreUnits(stream);
+  if (!restored.ok()) {
+    ChangeState(MachineState::kOff, restored.error().ToString());
+    return restored;
+  }
+  ChangeState(MachineState::kPaused, "restored");
+  return {};
+}
+
+Result<void> Machine::MarkSaved() {
+  TRY_VOID(CheckChange(state_, MachineState::kSaving));
+  ChangeState(MachineState::kSaving);
+  ChangeState(MachineState::kSaved);
+  return {};
+}
+
 Result<void> Machine::Pause() {
   TRY_VOID(CheckChange(state_, MachineState::kPausing));
   ChangeState(MachineState::kPausing);

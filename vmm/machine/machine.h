@@ -52,8 +52,13 @@ class Machine final : public ExitHandler {
   uint64_t uptime_ns() const;
 
   Result<void> PowerOn();
+  /// In place of PowerOn: Paused as it was when it was saved. `stream`: see SaveUnits; the memory
+  /// has been restored, or comes as it is touched.
+  Result<void> PowerOnFrom(std::string_view stream);
   Result<void> Pause();
   Result<void> Resume();
+  /// Of a Paused machine, when all of it is in files: what is left to be done is TurnOff.
+  Result<void> MarkSaved();
   /// Ends the machine at once, as pulling the plug does; Off when it returns.
   Result<void> TurnOff(Code code, std::string reason);
 

@@ -21,7 +21,7 @@ TEST(LifeCycleTest, OnlyTheDrawnArrowsExist) {
       {S::kRunning, S::kStopping},  {S::kPausing, S::kPaused},   {S::kPausing, S::kStopping},
       {S::kPaused, S::kRunning},    {S::kPaused, S::kSaving},    {S::kPaused, S::kStopping},
       {S::kSaving, S::kSaved},      {S::kSaving, S::kPaused},    {S::kSaving, S::kStopping},
-      {S::kSaved, S::kStarting},    {S::kSaved, S::kOff},        {S::kStopping, S::kOff}};
+      {S::kSaved, S::kStopping},    {S::kStopping, S::kOff}};
   for (int from = 0; from < 8; ++from) {
     for (int to = 0; to < 8; ++to) {
       const std::pair<S, S> arrow{static_cast<S>(from), static_cast<S>(to)};

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// How guest memory lies in a file: blocks of 1 MiB, numbered as they follow each other in the
+/// memory file; a block that is zero has no place.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "vmm/memory/guest_memory.h"
+#include "vmm/result/result.h"
+
+namespace kvmbus::vmm {
+
+inline constexpr uint64_t kRamBlockBytes = 1u << 20;
+inline constexpr uint64_t kRamBlockPages = kRamBlockBytes / kPageSize;
+
+/// Where blocks go. Any thread; one at a time for a block.
+class RamTarget {
+ public:
+  virtual ~RamTarget() = default;
+  virtual int fd() const = 0;
+  virtual bool HasPlace(uint64_t block) const = 0;
+  /// The offset of the block in the file, 4 KiB aligned; what is not written there reads as zeroes.
+  virtual Result<uint64_t> Place(uint64_t block) = 0;
+};
+
+/// Where blocks come from.
+struct RamSource {
+  Fd file;
+  std::vector<std::optional<uint64_t>> places;  ///< offset of each block of the memory
+};
+
+}  // namespace kvmbus::vmm

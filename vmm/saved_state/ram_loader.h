@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// RamLoader: gives a machine its saved memory while it runs already: a page comes when somebody
+/// touches it, the others one after the other in the background.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "vmm/memory/userfault.h"
+#include "vmm/saved_state/ram_file.h"
+
+namespace kvmbus::vmm {
+
+/// Home: the main thread. The memory is fresh when it starts: nothing of it was touched.
+class RamLoader {
+ public:
+  struct Options {
+    unsigned prefetch_threads = 2;
+    bool lazy = true;  ///< else, and where the kernel does not let us, all is read before the start
+  };
+  /// On a thread of the loader, once: the file cannot be read. Who wants a page that is not there
+  /// waits for ever: the process must end.
+  using Failed = std::function<void(const Error&)>;
+
+  static Result<std::unique_ptr<RamLoader>> Start(GuestMemory& memory, RamSource source,
+                                                  const Options& options, Failed failed);
+  /// Waits until all is there.
+  ~RamLoader();
+
+  /// Waits until all memory is there: nothing is left to be done.
+  void Finish();
+
+ private:
+  RamLoader(GuestMemory& memory, RamSource source, const Options& options, Failed failed);
+
+  Result<void> Arm();
+  void Prefetch();
+  void ServeFaults();
+  Result<void> Serve(uint64_t address);
+  Result<void> LoadBlock(uint64_t block, std::vector<uint8_t>* buffer);
+  void Fail(const Error& error);
+  void Disarm();
+
+  GuestMemory& memory_;
+  const RamSource source_;
+  const Options options_;
+  const Failed failed_;
+  std::optional<Userfault> userfault_;  ///< none: eager
+  Fd stop_;
+  std::atomic<uint64_t> next_block_{0};
+  std::atomic<unsigned> prefetching_{0};
+  std::atomic<bool> has_failed_{false};
+  std::vector<std::thread> prefetch_threads_;
+  std::thread fault_thread_;
+};
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "vmm/os/log.h"
+#include "vmm/os/thread.h"
+#include "vmm/saved_state/ram_loader.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+/// Read around a page that somebody waits for.
+constexpr uint64_t kFaultBytes = 64u << 10;
+
+}  // namespace
+
+Result<std::unique_ptr<RamLoader>> RamLoader::Start(GuestMemory& memory, RamSource source,
+                                                    const Options& options, Failed failed) {
+  if (source.places.size() != memory.ram_bytes() / kRamBlockBytes)
+    return Error(Code::kDataLoss, "the saved memory has another size than the machine's");
+  std::unique_ptr<RamLoader> self(
+      new RamLoader(memory, std::move(source), options, std::move(failed)));
+  if (options.lazy) {
+    const auto armed = self->Arm();
+    if (armed.ok()) return self;
+    spdlog::warn("all memory is read before the start: {}", armed.error().ToString());
+    self->userfault_.reset();
+  }
+  std::vector<uint8_t> buffer(kRamBlockBytes);
+  for (uint64_t block = 0; block < self->source_.places.size(); ++block)
+    TRY_VOID(self->LoadBlock(block, &buffer));
+  return self;
+}
+
+RamLoader::RamLoader(GuestMemory& memory, RamSource source, const Options& options, Failed failed)
+    : memory_(memory), source_(std::move(source)), options_(options), failed_(std::move(failed)) {}
+
+RamLoader::~RamLoader() { Finish(); }
+
+Result<void> RamLoader::Arm() {
+  userfault_ = TRY(Userfault::Create());
+  TRY_VOID(userfault_->Register(reinterpret_cast<uint64_t>(memory_.base()), memory_.ram_bytes(),
+                                Userfault::Kind::kMissing));
+  stop_ = TRY(CreateEventFd());
+  memory_.SetBeforeMapping([](uint64_t address) {
+    // SAFETY: a page of the memory; the look makes it come.
+    (void)*reinterpret_cast<const volatile uint8_t*>(address);
+  });
+  fault_thread_ = std::thread([this] {
+    NameThisThread("work/faults");
+    ServeFaults();
+  });
+  prefetching_ = options_.prefetch_threads;
+  for (unsigned i = 0; i < options_.prefetch_threads; ++i) {
+    prefetch_threads_.emplace_back([this, i] {
+      NameThisThread(fmt::format("work/load{}", i));
+      Prefetch();
+    });
+  }
+  return {};
+}
+
+void RamLoader::Fail(const Error& error) {
+  if (!has_failed_.exchange(true)) failed_(error);
+}
+
+void RamLoader::Prefetch() {
+  std::vector<uint8_t> buffer(kRamBlockBytes);
+  for (uint64_t block; (block = next_block_.fetch_add(1)) < source_.places.size();) {
+    const auto loaded = LoadBlock(block, &buffer);
+    if (!loaded.ok()) return Fail(loaded.error());
+  }
+  if (prefetching_.fetch_sub(1) == 1 && !has_failed_) Disarm();
+}
+
+/// Nothing is missing any more but what is zero anyway.
+void RamLoader::Disarm() {
+  memory_.SetBeforeMapping(nullptr);
+  (void)userfault_->Unregister(reinterpret_cast<uint64_t>(memory_.base()), memory_.ram_bytes());
+  SignalEventFd(stop_.get());
+}
+
+Result<void> RamLoader::LoadBlock(uint64_t block, std::vector<uint8_t>* buffer) {
+  const auto place = source_.places[block];
+  if (!place) return {};
+  // SAFETY: a block of the memory.
+  uint8_t* target = memory_.base() + block * kRamBlockBytes;
+  if (!userfault_)
+    return PReadAll(source_.file.get(), {target, static_cast<size_t>(kRamBlockBytes)}, *place);
+  TRY_VOID_CTX(PReadAll(source_.file.get(), *buffer, *place), "reading saved memory");
+  return userfault_->Fill(reinterpret_cast<uint64_t>(target), *buffer);
+}
+
+void RamLoader::ServeFaults() {
+  while (const auto fault = userfault_->Wait(stop_.get())) {
+    const auto served = Serve(fault->address);
+    if (!served.ok()) return Fail(served.error());
+  }
+}
+
+Result<void> RamLoader::Serve(uint64_t address) {
+  const uint64_t base = reinterpret_cast<uint64_t>(memory_.base());
+  const uint64_t offset = address - base;
+  const auto place = source_.places[offset / kRamBlockBytes];
+  if (!place) return userfault_->FillZero(address, kPageSize);
+  const uint64_t around = offset & ~(kFaultBytes - 1);
+  std::vector<uint8_t> buffer(kFaultBytes);
+  TRY_VOID_CTX(PReadAll(source_.file.get(), buffer, *place + around % kRamBlockBytes),
+               "reading saved memory");
+  return userfault_->Fill(base + around, buffer);
+}
+
+void RamLoader::Finish() {
+  for (std::thread& thread : prefetch_threads_) thread.join();
+  prefetch_threads_.clear();
+  if (fault_thread_.joinable()) fault_thread_.join();
+}
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// RamSaver: writes the memory of a machine to a file as it is at one instant, and stops the
+/// machine for a moment alone.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "vmm/hypervisor/dirty_tracker.h"
+#include "vmm/memory/userfault.h"
+#include "vmm/saved_state/ram_file.h"
+
+namespace kvmbus::vmm {
+
+/// CopyLive while the guest runs, HoldRest while it is stopped: that is the instant; CopyRest
+/// afterwards, when the guest may run again (with `copy_on_write`) or not.
+///
+/// The live copy leaves what the guest wrote meanwhile. If that is little, HoldRest writes it; if
+/// not, it protects these pages, and the guest waits where it wants to write one until the block
+/// that has it is in the file. So the stop is short whatever the size of the memory and however
+/// much the guest writes.
+class RamSaver {
+ public:
+  struct Options {
+    unsigned threads = 2;
+    bool copy_on_write = true;
+  };
+  /// Any thread; bytes of guest memory. False: give up (kCancelled).
+  using Progress = std::function<bool(uint64_t done, uint64_t total)>;
+
+  RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target, const Options& options,
+           Progress progress);
+  /// The guest runs on as if nothing had been.
+  ~RamSaver();
+
+  Result<void> CopyLive();
+  Result<void> HoldRest();
+  Result<void> CopyRest();
+
+  /// Of guest memory, more than once if the guest changed it meanwhile.
+  uint64_t bytes_written() const { return bytes_written_.load(); }
+
+ private:
+  enum Claim : uint8_t { kFree, kTaken, kSaved };
+
+  uint64_t blocks() const { return memory_.ram_bytes() / kRamBlockBytes; }
+  Result<void> ForEachBlock(const std::function<Result<void>(uint64_t block)>& work);
+  Result<void> SaveBacked(uint64_t block);
+  Result<void> SavePages(uint64_t block);
+  Result<void> Write(uint64_t block, uint64_t first_page, uint64_t pages);
+  Result<void> TakeDirty(bool last);
+  Result<void> ProtectRest();
+  Result<void> SaveClaimed(uint64_t block);
+  void ServeFaults();
+  void EndFaults();
+  bool Report(uint64_t done);
+
+  GuestMemory& memory_;
+  DirtyTracker& tracker_;
+  RamTarget& target_;
+  const Options options_;
+  const Progress progress_;
+  PageSet rest_;  ///< changed since they were copied
+  bool tracking_ = false;
+  std::atomic<uint64_t> bytes_written_{0};
+
+  std::optional<Userfault> userfault_;  ///< while pages are protected
+  std::vector<std::atomic<uint8_t>> claims_;
+  Fd stop_;
+  std::thread fault_thread_;
+  std::atomic<bool> fault_failed_{false};
+};
+
+}  // namespace kvmbus::vmm

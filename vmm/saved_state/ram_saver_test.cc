@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/saved_state/ram_saver.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include "vmm/saved_state/ram_test_memory.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr uint64_t kRam = 32u << 20;
+constexpr uint64_t kBlocks = kRam / kRamBlockBytes;
+
+class RamSaverTest : public testing::Test {
+ protected:
+  RamSaverTest() : guest_(kRam), target_(kBlocks) {}
+
+  RamSaver Saver(bool copy_on_write = true) {
+    RamSaver::Options options;
+    options.copy_on_write = copy_on_write;
+    return RamSaver(*guest_.memory, guest_, target_, options, nullptr);
+  }
+
+  ModelGuest guest_;
+  PlainTarget target_;
+  std::mt19937 random_{42};
+};
+
+TEST_F(RamSaverTest, WhatIsZeroTakesNoRoom) {
+  guest_.WritePage(3, 7);
+  guest_.WritePage(5 * kRamBlockPages, 0);
+  RamSaver saver = Saver();
+  ASSERT_TRUE(saver.CopyLive().ok());
+  ASSERT_TRUE(saver.HoldRest().ok());
+  ASSERT_TRUE(saver.CopyRest().ok());
+  EXPECT_EQ(target_.places(), 1u);
+  EXPECT_FALSE(guest_.memory->NextBacked(8u << 20, 8u << 20)) << "a look must give no pages";
+  EXPECT_EQ(target_.Content(), guest_.Content());
+}
+
+TEST_F(RamSaverTest, WhatTheGuestWritesMeanwhileIsInTheFile) {
+  guest_.WriteAtRandom(random_, 4000);
+  RamSaver saver = Saver();
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    while (!stop) guest_.WriteAtRandom(random_, 10);
+  });
+  ASSERT_TRUE(saver.CopyLive().ok());
+  stop = true;
+  writer.join();
+  ASSERT_TRUE(saver.HoldRest().ok());
+  const std::string instant = guest_.Content();
+  ASSERT_TRUE(saver.CopyRest().ok());
+  EXPECT_EQ(target_.Content(), instant);
+}
+
+TEST_F(RamSaverTest, TheInstantIsThatOfTheHold) {
+  if (!Userfault::Create().ok()) GTEST_SKIP();
+  guest_.WriteAtRandom(random_, 4000);
+  {
+    RamSaver saver = Saver();
+    ASSERT_TRUE(saver.CopyLive().ok());
+    for (uint64_t page = 0; page < guest_.memory->ram_pages(); page += 2)
+      guest_.WritePage(page, static_cast<uint8_t>(page));  // more than a small rest
+    ASSERT_TRUE(saver.HoldRest().ok());
+    const std::string instant = guest_.Content();
+    std::thread writer([&] {
+      std::mt19937 random{7};
+      guest_.WriteAtRandom(random, 20000);
+    });
+    std::thread host([&] {  // I/O of the kernel into guest memory
+      Fd zeroes(::open("/dev/zero", O_RDONLY | O_CLOEXEC));
+      for (uint64_t block = 0; block < kBlocks; ++block)
+        EXPECT_EQ(::read(zeroes.get(), guest_.memory->base() + block * kRamBlockBytes, 8192), 8192);
+    });
+    ASSERT_TRUE(saver.CopyRest().ok());
+    writer.join();
+    host.join();
+    EXPECT_EQ(target_.Content(), instant);
+    EXPECT_NE(guest_.Content(), instant);
+  }
+  EXPECT_FALSE(guest_.tracking);
+}
+
+TEST_F(RamSaverTest, PagesThatAreMappedElsewhereAreSavedInTheHold) {
+  if (!Userfault::Create().ok()) GTEST_SKIP();
+  const uint64_t ring[] = {100, 101};
+  const auto mapping = guest_.memory->MapPages(ring);
+  ASSERT_TRUE(mapping.ok());
+  RamSaver saver = Saver();
+  ASSERT_TRUE(saver.CopyLive().ok());
+  for (uint64_t page = 0; page < guest_.memory->ram_pages(); ++page) guest_.WritePage(page, 9);
+  ASSERT_TRUE(saver.HoldRest().ok());
+  const std::string instant = guest_.Content();
+  std::memset(mapping->data(), 1, mapping->size());
+  ASSERT_TRUE(saver.CopyRest().ok());
+  EXPECT_EQ(target_.Content(), instant);
+}
+
+TEST_F(RamSaverTest, AStoppedGuestIsCopiedWithoutProtection) {
+  guest_.WriteAtRandom(random_, 4000);
+  RamSaver saver = Saver(false);
+  ASSERT_TRUE(saver.CopyLive().ok());
+  guest_.WriteAtRandom(random_, 6000);
+  ASSERT_TRUE(saver.HoldRest().ok());
+  ASSERT_TRUE(saver.CopyRest().ok());
+  EXPECT_EQ(target_.Content(), guest_.Content());
+}
+
+TEST_F(RamSaverTest, APageThatBecameZeroIsZeroInTheFile) {
+  guest_.WritePage(7, 1);
+  guest_.WritePage(8, 1);
+  RamSaver saver = Saver();
+  ASSERT_TRUE(saver.CopyLive().ok());
+  guest_.WritePage(7, 0);
+  ASSERT_TRUE(saver.HoldRest().ok());
+  ASSERT_TRUE(saver.CopyRest().ok());
+  EXPECT_EQ(target_.Content(), guest_.Content());
+}
+
+TEST_F(RamSaverTest, AfterAFailureTheGuestRunsOn) {
+  if (!Userfault::Create().ok()) GTEST_SKIP();
+  {
+    RamSaver saver = Saver();
+    ASSERT_TRUE(saver.CopyLive().ok());
+    for (uint64_t page = 0; page < guest_.memory->ram_pages(); ++page) guest_.WritePage(page, 9);
+    ASSERT_TRUE(saver.HoldRest().ok());
+    target_.fails = true;
+    std::thread writer([&] { guest_.WriteAtRandom(random_, 2000); });
+    const auto saved = saver.CopyRest();
+    ASSERT_FALSE(saved.ok());
+    writer.join();
+  }
+  guest_.WriteAtRandom(random_, 100);
+  EXPECT_FALSE(guest_.tracking);
+}
+
+TEST_F(RamSaverTest, ItIsCancelledByItsProgress) {
+  guest_.WriteAtRandom(random_, 4000);
+  RamSaver saver(*guest_.memory, guest_, target_, RamSaver::Options(),
+                 [](uint64_t done, uint64_t total) { return done < total / 2; });
+  const auto saved = saver.CopyLive();
+  ASSERT_FALSE(saved.ok());
+  EXPECT_EQ(saved.error().code(), Code::kCancelled);
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm

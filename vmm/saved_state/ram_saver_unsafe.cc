@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <isa-l/mem_routines.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "vmm/os/log.h"
+#include "vmm/os/thread.h"
+#include "vmm/saved_state/ram_saver.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+/// A rest of this many pages, 8 MiB, is written while the guest is stopped: a few milliseconds.
+constexpr uint64_t kSmallRest = 2048;
+constexpr int kLivePasses = 4;
+
+bool IsZero(const uint8_t* bytes, uint64_t size) {
+  // SAFETY: the caller's range; isa-l reads it only.
+  return isal_zero_detect(const_cast<uint8_t*>(bytes), size) == 0;
+}
+
+uint64_t GpaOf(const GuestMemory& memory, uint64_t file_offset) {
+  for (const auto& region : memory.regions()) {
+    if (file_offset >= region.file_offset && file_offset - region.file_offset < region.size)
+      return region.gpa + (file_offset - region.file_offset);
+  }
+  KVMBUS_ASSERT(false);
+}
+
+}  // namespace
+
+RamSaver::RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target,
+                   const Options& options, Progress progress)
+    : memory_(memory),
+      tracker_(tracker),
+      target_(target),
+      options_(options),
+      progress_(std::move(progress)),
+      rest_(memory.ram_pages()),
+      claims_(memory.ram_bytes() / kRamBlockBytes) {
+  KVMBUS_ASSERT(memory.ram_bytes() % kRamBlockBytes == 0);
+}
+
+RamSaver::~RamSaver() {
+  EndFaults();
+  if (!tracking_) return;
+  memory_.StopDirtyTracking();
+  tracker_.StopTracking();
+}
+
+bool RamSaver::Report(uint64_t done) { return !progress_ || progress_(done, memory_.ram_bytes()); }
+
+/// All blocks, on several threads, in about their order.
+Result<void> RamSaver::ForEachBlock(const std::function<Result<void>(uint64_t)>& work) {
+  std::atomic<uint64_t> next{0};
+  std::mutex mutex;
+  Result<void> result;
+  const auto run = [&] {
+    for (uint64_t block; (block = next.fetch_add(1)) < blocks();) {
+      auto done = work(block);
+      if (done.ok()) continue;
+      const std::lock_guard lock(mutex);
+      if (result.ok()) result = std::move(done);
+      next = blocks();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (unsigned i = 1; i < options_.threads; ++i) {
+    threads.emplace_back([&run, i] {
+      NameThisThread(fmt::format("work/save{}", i));
+      run();
+    });
+  }
+  run();
+  for (std::thread& thread : threads) thread.join();
+  return result;
+}
+
+Result<void> RamSaver::CopyLive() {
+  tracking_ = true;
+  memory_.StartDirtyTracking();
+  TRY_VOID(tracker_.StartTracking());
+  std::atomic<uint64_t> copied{0};
+  TRY_VOID(ForEachBlock([&](uint64_t block) -> Result<void> {
+    if (!Report((copied += kRamBlockBytes) - kRamBlockBytes))
+      return Error(Code::kCancelled, "cancelled");
+    return SaveBacked(block);
+  }));
+  uint64_t before = memory_.ram_pages();
+  for (int pass = 1; pass < kLivePasses; ++pass) {
+    TRY_VOID(TakeDirty(false));
+    const uint64_t left = rest_.Count();
+    // Also when the guest writes as fast as we do: more passes would only write more.
+    if (left <= kSmallRest || left > before / 4 * 3) break;
+    before = left;
+    TRY_VOID(ForEachBlock([&](uint64_t block) -> Result<void> {
+      if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
+      return SavePages(block);
+    }));
+  }
+  return {};
+}
+
+Result<void> RamSaver::TakeDirty(bool last) {
+  TRY_VOID(tracker_.TakeDirtyPages(&rest_, last));
+  memory_.TakeDirtyPages(&rest_);
+  return {};
+}
+
+/// What the host has pages for; the rest of the block was never touched, and a look at it would
+/// give it pages.
+Result<void> RamSaver::SaveBacked(uint64_t block) {
+  const uint64_t start = block * kRamBlockBytes;
+  const uint64_t gpa = GpaOf(memory_, start);
+  for (uint64_t at = 0; at < kRamBlockBytes;) {
+    const auto backed = memory_.NextBacked(gpa + at, kRamBlockBytes - at);
+    if (!backed) break;
+    const uint64_t offset = start + (backed->gpa - gpa);
+    // SAFETY: a range of the memory; the guest may change it meanwhile, then it is written again.
+    if (target_.HasPlace(block) || !IsZero(memory_.base() + offset, backed->size))
+      TRY_VOID(Write(block, offset / kPageSize, backed->size / kPageSize));
+    at = backed->gpa - gpa + backed->size;
+  }
+  return {};
+}
+
+/// The block's pages of the rest, which are not of it any more.
+Result<void> RamSaver::SavePages(uint64_t block) {
+  const uint64_t first = block * kRamBlockPages;
+  if (!rest_.AnyIn(first, kRamBlockPages)) return {};
+  for (uint64_t page = first; page < first + kRamBlockPages;) {
+    if (!rest_.Contains(page)) {
+      ++page;
+      continue;
+    }
+    uint64_t end = page;
+    for (; end < first + kRamBlockPages && rest_.Contains(end); ++end) rest_.Remove(end);
+    // SAFETY: a range of the memory, as in SaveBacked, or one that nobody writes now.
+    if (target_.HasPlace(block) ||
+        !IsZero(memory_.base() + page * kPageSize, (end - page) * kPageSize))
+      TRY_VOID(Write(block, page, end - page));
+    page = end;
+  }
+  return {};
+}
+
+Result<void> RamSaver::Write(uint64_t block, uint64_t first_page, uint64_t pages) {
+  const uint64_t place = TRY(target_.Place(block));
+  const uint64_t from = first_page * kPageSize;
+  // SAFETY: a range of the memory; the kernel copies it.
+  TRY_VOID_CTX(PWriteAll(target_.fd(), {memory_.base() + from, pages * kPageSize},
+                         place + (from - block * kRamBlockBytes)),
+               "writing guest memory");
+  bytes_written_ += pages * kPageSize;
+  return {};
+}
+
+Result<void> RamSaver::HoldRest() {
+  TRY_VOID(TakeDirty(true));
+  if (!options_.copy_on_write) return {};
+  if (rest_.Count() > kSmallRest) {
+    const auto protect = ProtectRest();
+    if (protect.ok()) return {};
+    spdlog::warn("the guest waits until its memory is saved: {}", protect.error().ToString());
+    EndFaults();
+  }
+  return ForEachBlock([this](uint64_t block) { return SavePages(block); });
+}
+
+/// Pages that are mapped elsewhere too are written at once: there they could be changed unseen.
+Result<void> RamSaver::ProtectRest() {
+  const auto base = reinterpret_cast<uint64_t>(memory_.base());
+  userfault_ = TRY(Userfault::Create());
+  TRY_VOID(userfault_->Register(base, memory_.ram_bytes(), Userfault::Kind::kWriteProtect));
+  PageSet mapped(memory_.ram_pages());
+  memory_.AddMappedPages(&mapped);
+  for (uint64_t block = 0; block < blocks(); ++block) {
+    if (mapped.AnyIn(block * kRamBlockPages, kRamBlockPages)) TRY_VOID(SavePages(block));
+  }
+  const auto any = [this](uint64_t block) {
+    return rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
+  };
+  for (uint64_t block = 0; block < blocks(); ++block) {
+    if (!any(block)) continue;
+    const uint64_t first = block;
+    while (block + 1 < blocks() && any(block + 1)) ++block;
+    TRY_VOID(userfault_->WriteProtect(base + first * kRamBlockBytes,
+                                      (block + 1 - first) * kRamBlockBytes));
+  }
+  stop_ = TRY(CreateEventFd());
+  fault_thread_ = std::thread([this] { ServeFaults(); });
+  return {};
+}
+
+void RamSaver::ServeFaults() {
+  NameThisThread("work/faults");
+  const auto base = reinterpret_cast<uint64_t>(memory_.base());
+  while (const auto fault = userfault_->Wait(stop_.get())) {
+    const uint64_t block = (fault->address - base) / kRamBlockBytes;
+    if (SaveClaimed(block).ok() && claims_[block] != kSaved) continue;  // who has it will wake them
+    // In the file, or it will never be: the guest goes on.
+    if (claims_[block] != kSaved) fault_failed_ = true;
+    (void)userfault_->Unprotect(base + block * kRamBlockBytes, kRamBlockBytes);
+  }
+}
+
+/// Saves the block unless somebody else does or did.
+Result<void> RamSaver::SaveClaimed(uint64_t block) {
+  uint8_t expected = kFree;
+  if (!claims_[block].compare_exchange_strong(expected, kTaken)) return {};
+  const bool is_protected = rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
+  auto saved = SavePages(block);
+  if (!saved.ok()) {
+    claims_[block] = kFree;
+    return saved;
+  }
+  claims_[block] = kSaved;
+  if (!is_protected) return {};
+  return userfault_->Unprotect(reinterpret_cast<uint64_t>(memory_.base()) + block * kRamBlockBytes,
+                               kRamBlockBytes);
+}
+
+Result<void> RamSaver::CopyRest() {
+  const bool is_protected = userfault_.has_value();
+  auto saved = ForEachBlock([&](uint64_t block) -> Result<void> {
+    if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
+    return is_protected ? SaveClaimed(block) : SavePages(block);
+  });
+  EndFaults();
+  if (saved.ok() && fault_failed_) saved = Error(Code::kUnavailable, "writing guest memory failed");
+  return saved;
+}
+
+void RamSaver::EndFaults() {
+  if (!userfault_) return;
+  if (fault_thread_.joinable()) {
+    SignalEventFd(stop_.get());
+    fault_thread_.join();
+  }
+  (void)userfault_->Unregister(reinterpret_cast<uint64_t>(memory_.base()), memory_.ram_bytes());
+  userfault_.reset();  // whoever waits still goes on
+}
+
+}  // namespace kvmbus::vmm
