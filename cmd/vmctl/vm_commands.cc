@@ -123,7 +123,7 @@ class VmCommands {
     std::vector<std::vector<std::string>> rows = {
         {"NAME", "STATE", "GEN", "CPUS", "MEMORY", "UPTIME", "HEARTBEAT", "REASON"}};
     for (const auto& vm : reply.vms()) {
-      const bool on = vm.state() != worker::OFF;
+      const bool on = vm.state() != worker::OFF && vm.state() != worker::SAVED;
       rows.push_back(
           {vm.config().name(), StateName(vm.state()), std::to_string(vm.config().generation()),
            std::to_string(vm.config().vcpu_count()), HumanBytes(vm.config().memory_bytes()),
@@ -330,6 +330,12 @@ void AddVmCommands(CLI::App& app, Context& context) {
       {"resume", "Let a paused one go on",
        [=](VmCommands& c, const std::string& v) {
          return c.Simple(reference(v), &Stub::ResumeVm);
+       }},
+      {"save", "Save memory and devices to files, and stop; 'start' goes on from there",
+       [=](VmCommands& c, const std::string& v) { return c.Simple(reference(v), &Stub::SaveVm); }},
+      {"discard", "Give up the saved state of a saved one; it is off afterwards",
+       [=](VmCommands& c, const std::string& v) {
+         return c.Simple(reference(v), &Stub::DiscardSavedState);
        }},
       {"delete", "Delete its configuration; disks stay",
        [](VmCommands& c, const std::string& v) { return c.Delete(v); }},

@@ -23,6 +23,14 @@ Board::Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks)
 
 Board::~Board() = default;
 
+/// A configuration without one has another at each start.
+vmm::Guid Board::GenerationIdOf(const config::Vm& config) {
+  vmm::Guid id = vmm::Guid::Random();
+  if (config.generation_id().size() == id.bytes.size())
+    std::copy(config.generation_id().begin(), config.generation_id().end(), id.bytes.begin());
+  return id;
+}
+
 Result<std::unique_ptr<Board>> Board::Build(const config::Vm& config, const std::string& run_dir,
                                             bool unsupported_without_slat, vmm::Loop& loop,
                                             Callbacks callbacks) {
@@ -92,7 +100,7 @@ Result<void> Board::BuildChipset(const std::string& run_dir) {
                                  power_->lock()));
   machine_->AddUnit(*power_);
   generation_id_ = std::make_unique<virtdev::GenerationId>(
-      *memory_, vmm::Guid::Random(), [this] { power_->RaiseGpe(vmm::kGenerationIdGpe); });
+      *memory_, GenerationIdOf(config_), [this] { power_->RaiseGpe(vmm::kGenerationIdGpe); });
   machine_->AddUnit(*generation_id_);
   return {};
 }

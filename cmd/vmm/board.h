@@ -27,6 +27,7 @@
 #include "vmm/event/loop.h"
 #include "vmm/machine/description.h"
 #include "vmm/machine/machine.h"
+#include "vmm/saved_state/ram_loader.h"
 #include "worker/worker.pb.h"
 
 namespace kvmbus::cmd {
@@ -83,6 +84,21 @@ class Board {
     return disks_.at({controller, lun}).path;
   }
 
+  // board_state.cc: the machine in files.
+
+  /// In place of the machine's PowerOn: Paused as it was saved in the files of its configuration.
+  /// `failed` is called when memory that is still to come cannot be read; nothing helps then.
+  vmm::Result<void> Restore(std::function<void(const vmm::Error&)> failed);
+  /// Waits until all memory of a restored machine is there. Any thread.
+  void FinishLoading();
+  /// Whether the disks can have the children that are asked for, and none is left out that is
+  /// written. kFailedPrecondition, kUnimplemented.
+  vmm::Result<void> CheckChildren(const worker::CaptureRequest& request);
+  /// Of a stopped machine: the disk goes on in a new child.
+  vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun, const std::string& path);
+  /// Of a stopped machine: what its disks were given is durable.
+  vmm::Result<void> FlushDisks();
+
   /// After the machine is off: flushes and closes the disks.
   vmm::Result<void> Close();
 
@@ -108,6 +124,7 @@ class Board {
   static vmm::Result<void> LimitDisk(virtdev::DiskIo& io, const config::DiskQos& qos);
   vmm::Result<void> AttachShared(const config::Disk& disk);
   vmm::Result<void> AttachDvd(const config::Disk& drive);
+  static vmm::Guid GenerationIdOf(const config::Vm& config);
   static vmm::Error IsChanging(const Disk& disk);
   vmm::Result<Disk*> FindForChange(uint32_t controller, uint32_t lun);
   void StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work, Done done);
@@ -125,6 +142,7 @@ class Board {
 
   std::vector<std::unique_ptr<vmm::LoopThread>> io_threads_;
   std::unique_ptr<vmm::GuestMemory> memory_;
+  std::unique_ptr<vmm::RamLoader> loader_;  ///< of a restored machine
   std::unique_ptr<ConsoleServer> console_;
   vmm::Fd console_file_;
   std::unique_ptr<virtdev::Uart16550> com1_;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "cmd/vmm/worker_reply.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 #include "vmm/os/signals.h"
@@ -21,19 +22,6 @@ using vmm::Result;
 
 constexpr uint32_t kProtocol = 1;
 constexpr uint32_t kPulseLimit = 1000;
-
-worker::Reply Done() { return {}; }
-
-worker::Reply Failed(const Error& error) {
-  worker::Reply reply;
-  reply.mutable_failure()->set_code(static_cast<uint32_t>(error.code()));
-  reply.mutable_failure()->set_message(error.ToString());
-  return reply;
-}
-
-worker::Reply FromResult(const Result<void>& result) {
-  return result.ok() ? Done() : Failed(result.error());
-}
 
 worker::State ToProto(vmm::MachineState state) {
   switch (state) {
@@ -123,12 +111,13 @@ Result<void> Worker::Run() {
   TRY_VOID(LockRunDir());
   ::unlink((options_.run_dir + "/exit").c_str());
   auto started = SetUp();
-  if (started.ok()) started = board_->machine().PowerOn();
+  if (started.ok()) started = Begin();
   if (!started.ok()) {
     exit_.set_code(static_cast<uint32_t>(started.error().code()));
     exit_.set_reason(started.error().ToString());
   } else {
     loop_->Run();
+    capture_.reset();
     const auto closed = board_->Close();
     if (!closed.ok()) spdlog::error("closing: {}", closed.error().ToString());
   }
@@ -178,6 +167,11 @@ worker::Status Worker::MakeStatus() const {
   status.set_heartbeat(board_->Heartbeat());
   status.set_guest_vmbus_version(board_->VmbusVersion());
   if (exit_.has_crash()) *status.mutable_crash() = exit_.crash();
+  status.set_restored(options_.config.saved() && !resumed_);
+  if (capture_ != nullptr) {
+    status.set_capture_done(capture_->done());
+    status.set_capture_total(capture_->total());
+  }
   return status;
 }
 
@@ -209,7 +203,7 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
     case Call::kPause:
       return reply(FromResult(board_->machine().Pause()));
     case Call::kResume:
-      return reply(FromResult(board_->machine().Resume()));
+      return reply(FromResult(Resume()));
     case Call::kPulse:
       return reply(FromResult(Pulse(request.pulse().count())));
     case Call::kAttachDisk:
@@ -231,6 +225,11 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
     case Call::kCancelDiskChange:
     case Call::kFindDisk:
       return OnDiskRequest(request, std::move(reply));
+    case Call::kCapture:
+      return OnCapture(request.capture(), std::move(reply));
+    case Call::kCancelCapture:
+      if (capture_ != nullptr) capture_->Cancel();
+      return reply({});
     case Call::kCounters: {
       auto& counters = *answer.mutable_counters()->mutable_counters();
       board_->VisitCounters([&](std::string_view name, const vmm::Counter& counter) {
@@ -252,6 +251,10 @@ Result<void> Worker::Pulse(uint32_t count) {
   if (count == 0 || count > kPulseLimit)
     return vmm::MakeError(Code::kInvalidArgument, "{} pulses; 1 to {} are allowed", count,
                           kPulseLimit);
+  if (capture_ != nullptr)
+    return Error(Code::kFailedPrecondition,
+                 "the virtual machine is being saved or checkpointed; wait for the end of that");
+  board_->FinishLoading();
   for (uint32_t i = 0; i < count; ++i)
     TRY_VOID_CTX(board_->machine().Pulse(), "pulse {} of {}", i + 1, count);
   return {};

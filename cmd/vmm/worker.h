@@ -9,6 +9,7 @@
 #include "cmd/vmm/board.h"
 #include "cmd/vmm/console_server.h"
 #include "cmd/vmm/control_server.h"
+#include "cmd/vmm/state_capture.h"
 #include "config/vm.pb.h"
 #include "vmm/event/loop.h"
 #include "vmm/machine/machine.h"
@@ -38,6 +39,10 @@ class Worker {
   void OnRequest(const worker::Request& request, ControlServer::ReplyFunction reply);
   void OnShutdownRequest(const worker::ShutdownRequest& request,
                          ControlServer::ReplyFunction reply);
+  // worker_state.cc
+  vmm::Result<void> Begin();
+  vmm::Result<void> Resume();
+  void OnCapture(const worker::CaptureRequest& request, ControlServer::ReplyFunction reply);
   void OnAttachDisk(const config::Disk& disk, ControlServer::ReplyFunction reply);
   void OnDetachDisk(const worker::DetachDiskRequest& request, ControlServer::ReplyFunction reply);
   /// worker_qos.cc
@@ -61,6 +66,8 @@ class Worker {
   std::unique_ptr<vmm::Loop> loop_;
   std::unique_ptr<ControlServer> control_;
   std::unique_ptr<Board> board_;
+  std::unique_ptr<StateCapture> capture_;  ///< under way
+  bool resumed_ = false;                   ///< since it was started or restored
   worker::ExitRecord exit_;
 };
 

@@ -37,6 +37,11 @@ void Fill(const vmm::VmView& view, api::VmStatus* status) {
   status->set_worker_pid(view.status.pid());
 }
 
+/// Off or Saved: no worker.
+bool IsAtRest(const api::VmStatus& status) {
+  return status.state() == worker::OFF || status.state() == worker::SAVED;
+}
+
 /// Wakes a waiting call whenever a VM's status changes.
 class ChangeSignal {
  public:
@@ -121,7 +126,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     };
     if (const auto got = OnLoop([&] { return FillStatus(request->vm(), &status); }); !got.ok())
       return got;
-    if (status.state() == worker::OFF) return report("it is off already"), grpc::Status::OK;
+    if (IsAtRest(status)) return report("it is off already"), grpc::Status::OK;
     const uint32_t reboots = status.reboots();
     report("asking the guest");
     const grpc::Status asked =
@@ -131,7 +136,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     if (!asked.ok()) return asked;
     report("the guest has accepted; waiting for it to finish");
     const auto over = [&](const api::VmStatus& now) {
-      return now.state() == worker::OFF || (request->restart() && now.reboots() != reboots);
+      return IsAtRest(now) || (request->restart() && now.reboots() != reboots);
     };
     const uint32_t seconds =
         request->timeout_seconds() == 0 ? kDefaultWaitSeconds : request->timeout_seconds();
@@ -145,7 +150,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
                                       "longer with --timeout, or use 'vmctl vm turn-off'",
                                       status.config().name(), seconds));
     if (!waited.ok()) return waited;
-    report(request->restart() && status.state() != worker::OFF ? "restarted" : "off");
+    report(request->restart() && !IsAtRest(status) ? "restarted" : "off");
     return grpc::Status::OK;
   }
 
@@ -157,7 +162,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
                                      "cannot wait for '{}'; there are running, off and heartbeat",
                                      condition));
     const auto met = [&](const api::VmStatus& now) {
-      if (condition == "off") return now.state() == worker::OFF;
+      if (condition == "off") return IsAtRest(now);
       if (condition == "running") return now.state() == worker::RUNNING;
       return now.state() == worker::RUNNING && now.heartbeat() == "OK";
     };
@@ -183,6 +188,19 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     worker::Request call;
     call.mutable_pulse()->set_count(request->count());
     return CallWorker(request->vm(), std::move(call), kPulseTimeoutNs, reply);
+  }
+
+  grpc::Status SaveVm(grpc::ServerContext*, const api::VmReference* request,
+                      api::VmStatus* reply) override {
+    return Act(request->vm(), reply, [this](const std::string& id, Inventory::Done done) {
+      inventory_.Save(id, std::move(done));
+    });
+  }
+  grpc::Status DiscardSavedState(grpc::ServerContext*, const api::VmReference* request,
+                                 api::VmStatus* reply) override {
+    return Act(request->vm(), reply, [this](const std::string& id, const Inventory::Done& done) {
+      done(inventory_.DiscardSaved(id));
+    });
   }
 
   grpc::Status AttachDisk(grpc::ServerContext*, const api::AttachDiskRequest* request,

@@ -20,6 +20,7 @@ import test_fio  # noqa: F401
 import test_live_disks  # noqa: F401
 import test_machine  # noqa: F401
 import test_qos  # noqa: F401
+import test_saved  # noqa: F401
 import test_service  # noqa: F401
 import test_shared  # noqa: F401
 

@@ -13,6 +13,7 @@ GenerationId::GenerationId(vmm::GuestMemory& memory, const vmm::Guid& id,
     : memory_(memory), changed_(std::move(changed)), id_(id) {}
 
 void GenerationId::SetId(const vmm::Guid& id) {
+  if (id == id_) return;
   id_ = id;
   WriteToGuest();
   if (changed_) changed_();

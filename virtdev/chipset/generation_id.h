@@ -19,6 +19,7 @@ class GenerationId final : public vmm::StateUnit {
   /// `changed` tells the guest (GPE 0).
   GenerationId(vmm::GuestMemory& memory, const vmm::Guid& id, std::function<void()> changed);
 
+  /// The guest is told if it is another one.
   void SetId(const vmm::Guid& id);
 
   std::string_view unit_name() const override { return "generation-id"; }

@@ -71,6 +71,11 @@ void ApplyDefaults(config::Vm* vm) {
   if (vm->generation() == 0) vm->set_generation(2);
   if (vm->vcpu_count() == 0) vm->set_vcpu_count(1);
   if (vm->scsi_controllers() == 0) vm->set_scsi_controllers(1);
+  if (vm->version().empty()) vm->set_version("6.2");
+  if (vm->generation_id().empty()) {
+    const Guid id = Guid::Random();
+    vm->set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));
+  }
 }
 
 Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {

@@ -23,7 +23,7 @@ inline constexpr uint32_t kMaxScsiControllers = 4;
 inline constexpr uint32_t kMaxLuns = 64;
 inline constexpr size_t kMaxNameBytes = 100;
 
-/// Fills in what a user may leave out (id, generation 2, one controller).
+/// Fills in what a user may leave out (ids, generation 2, one controller, version 6.2).
 void ApplyDefaults(config::Vm* vm);
 
 /// One line that names the VM, the field and what is allowed. kOutOfRange for a number beyond a

@@ -59,6 +59,42 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
   return SyncFolder(FolderOf(path));
 }
 
+namespace {
+
+Result<void> CopyInto(const std::string& from, const std::string& to) {
+  std::error_code error;
+  std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, error);
+  if (error)
+    return Error::FromErrno(error.value(), fmt::format("copying '{}' to '{}'", from, to));
+  const Fd fd = TRY(OpenFile(to, O_RDWR));
+  return SyncFile(fd.get());
+}
+
+}  // namespace
+
+Result<void> LinkFile(const std::string& from, const std::string& to) {
+  const std::string temporary = fmt::format("{}.new.{}", to, ::getpid());
+  ::unlink(temporary.c_str());
+  if (::link(from.c_str(), temporary.c_str()) < 0) {
+    const int failed = errno;
+    if (failed == ENOENT && ::access(to.c_str(), F_OK) == 0) return {};
+    if (failed == ENOENT) return Error::FromErrno(failed, fmt::format("'{}'", from));
+    TRY_VOID(CopyInto(from, temporary));
+  }
+  if (::rename(temporary.c_str(), to.c_str()) < 0)
+    return Error::FromErrno(errno, fmt::format("replacing '{}'", to));
+  ::unlink(temporary.c_str());  // two names of one file are not renamed over each other
+  return SyncFolder(FolderOf(to));
+}
+
+Result<void> RemoveFile(const std::string& path) {
+  if (::unlink(path.c_str()) < 0) {
+    if (errno == ENOENT) return {};
+    return Error::FromErrno(errno, fmt::format("removing '{}'", path));
+  }
+  return SyncFolder(FolderOf(path));
+}
+
 Result<uint64_t> FileSize(int fd) {
   const off_t end = ::lseek(fd, 0, SEEK_END);  // serves block devices too
   if (end < 0) return Error::FromErrno(errno, "finding a file's size");

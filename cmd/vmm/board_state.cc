@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// The board's part of saved states: where they come from, and what its disks do about them.
+#include <algorithm>
+
+#include "cmd/vmm/board.h"
+#include "virtdev/disk/live_disk.h"
+#include "vmm/config/vm_files.h"
+#include "vmm/saved_state/saved_state.h"
+
+namespace kvmbus::cmd {
+
+using vmm::Code;
+using vmm::Error;
+using vmm::Result;
+
+Result<void> Board::Restore(std::function<void(const Error&)> failed) {
+  const std::string state = vmm::StateFileOf(config_), memory = vmm::MemoryFileOf(config_);
+  vmm::SavedState saved =
+      TRY(vmm::SavedState::Open({state, memory == state ? "" : memory}, *memory_));
+  if (saved.machine.fdt != fdt_)
+    return vmm::MakeError(Code::kFailedPrecondition,
+                          "it was saved with other hardware than it has now; give it the same "
+                          "again, or delete the saved state ('{}')",
+                          state);
+  loader_ = TRY(vmm::RamLoader::Start(*memory_, std::move(saved.ram), vmm::RamLoader::Options(),
+                                      std::move(failed)));
+  TRY_VOID_CTX(machine_->PowerOnFrom(saved.machine.devices), "saved state '{}'", state);
+  // Another one than was saved: a checkpoint was applied, and the guest is to know.
+  if (config_.generation_id().size() == sizeof(vmm::Guid::bytes))
+    generation_id_->SetId(GenerationIdOf(config_));
+  return {};
+}
+
+void Board::FinishLoading() {
+  if (loader_) loader_->Finish();
+}
+
+Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
+  for (const worker::CreateChildRequest& child : request.children()) {
+    const Disk* disk = TRY(FindForChange(child.controller(), child.lun()));
+    const virtdev::Image& top = disk->io->live()->chain().top();
+    if (top.format() != "vhdx")
+      return vmm::MakeError(Code::kFailedPrecondition,
+                            "disk '{}' is a {} image: only a VHDX gets a child while it is in use; "
+                            "shut the virtual machine down, or convert the disk",
+                            disk->path, top.format());
+  }
+  for (const auto& [slot, disk] : disks_) {
+    if (disk.change != nullptr) return IsChanging(disk);
+    const bool shared = !disk.is_dvd && disk.io != nullptr && disk.io->live() == nullptr;
+    if (shared)
+      return vmm::MakeError(Code::kFailedPrecondition,
+                            "disk '{}' is shared with other virtual machines: it cannot be part of "
+                            "a saved state or checkpoint",
+                            disk.path);
+  }
+  return {};
+}
+
+Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun, const std::string& path) {
+  Disk* disk = TRY(FindForChange(controller, lun));
+  const auto reservations = disk->reservations;
+  auto switched = virtdev::CreateLiveChild(
+      *disk->io->live(), path, [&reservations](const std::string& to) -> Result<void> {
+        return reservations == nullptr ? Result<void>() : reservations->BeginMove(to);
+      });
+  const std::string before = std::exchange(disk->path, disk->io->live()->chain().paths().front());
+  if (reservations != nullptr) reservations->EndMove(disk->path != before);
+  if (switched.ok()) return switched;
+  return std::move(switched.error()).WithContext(fmt::format("disk '{}'", before));
+}
+
+Result<void> Board::FlushDisks() {
+  for (auto& [slot, disk] : disks_) {
+    if (disk.is_dvd || disk.io == nullptr || disk.io->live() == nullptr) continue;
+    virtdev::LiveChain& live = *disk.io->live();
+    TRY_VOID_CTX(live.Hold([&live] { return live.chain().top().Flush(); }), "disk '{}'", disk.path);
+  }
+  return {};
+}
+
+}  // namespace kvmbus::cmd

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that is saved to files and goes on from them."""
+
+import os
+
+from service import Vm
+from suite import Group, eventually, expect, expect_equal, group
+
+FIO = ("fio --name=job --rw=randwrite --size=3M --bsrange=4k-64k --verify=crc32c --verify_fatal=1 --direct=1 "
+       "--ioengine=libaio --iodepth=8 --fdatasync=32 --output-format=terse --terse-version=3 --thread")
+
+
+class Witness:
+    """Programs in the guest that notice a break: a counter in memory, a large file in memory, fio on a disk."""
+
+    def __init__(self, vm, device=None):
+        self.vm = vm
+        vm.run("head -c 96M /dev/urandom > /run/noise; sha256sum /run/noise > /run/sum")
+        vm.run("(n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.05; done) >/dev/null 2>&1 &")
+        if device:
+            vm.run("rm -f /run/stop; : >/run/io; (while [ ! -e /run/stop ]; do n=$((n+1)); "
+                   f"{FIO} --filename={device} --randseed=$n >/run/fio 2>&1 || "
+                   "{ cat /run/fio >>/run/io; echo failed >>/run/io; break; }; echo round >>/run/io; done) &")
+
+    def count(self):
+        return int(self.vm.run("cat /run/count || sleep 0.1; cat /run/count").split()[-1])
+
+    def rounds(self):
+        text = self.vm.run("cat /run/io")
+        expect("failed" not in text, f"the guest found something else than it wrote: {text[-500:]}")
+        return text.count("round")
+
+    def check(self, rounds=False):
+        """All is as it was and goes on."""
+        first = self.count()
+        eventually(lambda: self.count() > first + 10, "the counter goes on")
+        self.vm.run("sha256sum -c /run/sum")
+        if rounds:
+            wanted = self.rounds() + 2
+            eventually(lambda: self.rounds() >= wanted, "two more rounds of writing")
+        trouble = self.vm.run("dmesg | grep -i 'bug:\\|warning:\\|call trace\\|hung\\|i/o error\\|stall' || true")
+        expect_equal(trouble, "", "the kernel's complaints")
+
+
+@group
+class Saved(Group):
+    """Memory, processors and devices in files; two processors, and a disk under fio."""
+
+    def set_up(self):
+        self.disk = self.context.new_disk("saved", "64M")
+        self.vm = Vm(self.service, "saved", self.image, vcpus=2, disks=[self.disk], dvds=[f"{self.image}/tools.iso"])
+        self.vm.boot("initramfs")
+        self.witness = Witness(self.vm, self.vm.run("tools && lun 0"))
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def state_file(self):
+        return f"{self.service.state_dir}/Virtual Machines/{self.vm.show()['id']}.vmrs"
+
+    def save_and_start(self):
+        boot_id = self.vm.run("cat /proc/sys/kernel/random/boot_id")
+        before = self.witness.count()
+        self.service.vmctl("vm", "save", "saved")
+        expect_equal(self.vm.show()["state"], "Saved", "state")
+        expect(os.path.getsize(self.state_file()) > 96 << 20, "the saved state has not even the guest's data")
+        self.vm.start()
+        expect_equal(self.vm.show()["state"], "Running", "state")
+        after = self.witness.count()
+        expect(before <= after < before + 400, f"the counter went from {before} to {after}")
+        expect_equal(self.vm.run("cat /proc/sys/kernel/random/boot_id"), boot_id, "boot")
+
+    def test_the_guest_goes_on(self):
+        self.save_and_start()
+        self.witness.check(rounds=True)
+
+    def test_as_often_as_it_is_saved(self):
+        for _ in range(3):
+            self.save_and_start()
+        self.witness.check(rounds=True)
+
+    def test_the_clock_is_right_afterwards(self):
+        self.service.vmctl("vm", "save", "saved")
+        eventually(lambda: self.vm.show()["state"] == "Saved", "saved")
+        self.vm.start()
+
+        def close():
+            return abs(int(self.vm.run("date +%s")) - int(os.popen("date +%s").read())) <= 2
+        eventually(close, "the guest's clock is the host's", 60)
+
+    def test_a_paused_one_is_saved_too(self):
+        self.service.vmctl("vm", "pause", "saved")
+        self.service.vmctl("vm", "save", "saved")
+        self.vm.start()
+        self.witness.check()
+
+    def test_what_would_not_fit_is_refused_while_it_is_saved(self):
+        self.service.vmctl("vm", "save", "saved")
+        other = self.context.new_disk("other", "16M")
+        _, line = self.service.refused("disk", "attach", "saved", other, "--location", "5")
+        expect("saved" in line, f"no reason in: {line}")
+        self.vm.start()
+
+    def test_vmmd_is_killed_while_it_is_saved(self):
+        self.service.vmctl("vm", "save", "saved")
+        self.service.kill()
+        self.service.start()
+        expect_equal(self.vm.show()["state"], "Saved", "state")
+        self.vm.start()
+        self.witness.check(rounds=True)
+
+    def test_a_damaged_saved_state_is_refused_and_kept(self):
+        self.service.vmctl("vm", "save", "saved")
+        path = self.state_file()
+        with open(path, "r+b") as file:
+            saved = file.read(8192)
+            file.seek(0)
+            file.write(bytes(8192))
+        _, line = self.service.refused("vm", "start", "saved")
+        expect("damaged" in line and path in line, f"no reason in: {line}")
+        expect_equal(self.vm.show()["state"], "Saved", "state")
+        with open(path, "r+b") as file:
+            file.write(saved)
+        self.vm.start()
+        self.witness.check()
+
+    def test_it_can_be_given_up(self):
+        self.service.vmctl("vm", "save", "saved")
+        path = self.state_file()
+        self.service.vmctl("vm", "discard", "saved")
+        expect_equal(self.vm.show()["state"], "Off", "state")
+        expect(not os.path.exists(path), "the saved state is still there")
+        self.vm.boot("initramfs")

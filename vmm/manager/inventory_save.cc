@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Saving a running VM to its files, and going on from them.
+//
+// The configuration says whether a saved state counts (`saved`), and is changed at two moments
+// alone: to true when the files are whole and the guest is stopped for good; to false when a worker
+// has read them and the guest has not run yet. A crash before the second leaves it Saved, after it
+// Off, as any crash of a running VM does.
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "vmm/config/vm_files.h"
+#include "vmm/manager/inventory_record.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+/// Memory is written at the speed of a disk.
+constexpr uint64_t kSaveTimeoutNs = 24ull * 3600 * 1'000'000'000;
+constexpr uint64_t kResumeTimeoutNs = 60'000'000'000;
+
+}  // namespace
+
+int64_t VersionNumber(const std::string& version) {
+  char* end = nullptr;
+  const long major = std::strtol(version.c_str(), &end, 10);
+  const long minor = *end == '.' ? std::strtol(end + 1, nullptr, 10) : 0;
+  return (major << 8) | (minor & 0xff);
+}
+
+worker::State RestStateOf(const config::Vm& vm) { return vm.saved() ? worker::SAVED : worker::OFF; }
+
+Result<void> CheckNotSaved(const config::Vm& vm) {
+  if (!vm.saved()) return {};
+  return MakeError(Code::kFailedPrecondition,
+                   "'{}' is saved: start it first, or give its saved state up with 'vmctl vm "
+                   "discard'",
+                   vm.name());
+}
+
+void Inventory::Save(const std::string& id, Done done) {
+  const Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  worker::Request request;
+  worker::CaptureRequest& capture = *request.mutable_capture();
+  capture.set_state_path(StateFileOf(record->config));
+  if (MemoryFileOf(record->config) != capture.state_path())
+    capture.set_memory_path(MemoryFileOf(record->config));
+  capture.set_stop(true);
+  capture.set_vm_version(VersionNumber(record->config.version()));
+  Call(id, std::move(request), kSaveTimeoutNs,
+       [this, alive = alive_, id, done = std::move(done)](const Result<worker::Reply>& reply) {
+         if (!*alive) return;
+         if (!reply.ok()) {
+           Error error = reply.error();
+           return done(std::move(error).WithContext("saving"));
+         }
+         Record* saved = Find(id);
+         if (saved == nullptr || !saved->active()) return done({});
+         saved->off_waiters.push_back(done);
+         CommitSaved(*saved);
+       });
+}
+
+/// Its files are whole; the worker has nothing left to do.
+void Inventory::CommitSaved(Record& record) {
+  config::Vm saved = record.config;
+  saved.set_saved(true);
+  auto stored = store_->Save(saved);
+  if (!stored.ok()) {
+    // Nothing is lost as long as the worker waits.
+    spdlog::error("'{}' is saved, and its configuration is not: {}", saved.name(),
+                  stored.error().ToString());
+    for (const Done& waiter : std::exchange(record.off_waiters, {})) waiter(stored);
+    return;
+  }
+  record.config = std::move(saved);
+  TurnOff(record.config.id(), [](const Result<void>&) {});
+}
+
+/// A worker that has read a saved state waits for this.
+void Inventory::ResumeRestored(Record& record) {
+  config::Vm running = record.config;
+  running.set_saved(false);
+  if (record.config.saved()) {
+    const auto stored = store_->Save(running);
+    if (!stored.ok()) {
+      FinishStart(record, stored);
+      return TurnOff(running.id(), [](const Result<void>&) {});
+    }
+    record.config = std::move(running);
+    // The worker has the files open, and nobody else needs them.
+    ::unlink(MemoryFileOf(record.config).c_str());
+    ::unlink(StateFileOf(record.config).c_str());
+  }
+  worker::Request request;
+  request.mutable_resume();
+  Call(record.config.id(), std::move(request), kResumeTimeoutNs,
+       [this, alive = alive_, id = record.config.id()](const Result<worker::Reply>& reply) {
+         if (!*alive || reply.ok()) return;
+         if (Record* failed = Find(id)) FinishStart(*failed, reply.error());
+       });
+}
+
+Result<void> Inventory::DiscardSaved(const std::string& id) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  if (record->active() || !record->config.saved())
+    return MakeError(Code::kFailedPrecondition, "'{}' is not saved", record->config.name());
+  TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  config::Vm off = record->config;
+  off.set_saved(false);
+  TRY_VOID(store_->Save(off));
+  record->config = std::move(off);
+  ::unlink(MemoryFileOf(record->config).c_str());
+  ::unlink(StateFileOf(record->config).c_str());
+  record->status.set_state(worker::OFF);
+  record->status.set_reason("its saved state was given up");
+  Notify(id);
+  return {};
+}
+
+}  // namespace kvmbus::vmm
