@@ -150,8 +150,10 @@ void IcDevice::HandlePacket(std::span<const uint8_t> payload) {
     KVMBUS_LOG_LIMITED("{}: the guest sent a malformed message", name_);
     return;
   }
-  if (!pending_transaction_ || header.transaction_id != *pending_transaction_)
-    return;  // late: we gave it up
+  if (!pending_transaction_ || header.transaction_id != *pending_transaction_) {
+    if (header.type == type_) OnLateResponse(body);
+    return;
+  }
   pending_transaction_.reset();
   if (header.type == kTypeNegotiate)
     HandleNegotiation(body);

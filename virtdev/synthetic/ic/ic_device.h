@@ -45,13 +45,15 @@ class IcDevice : public VmbusDevice {
 
   /// Sends a request; false if not negotiated, one is pending already, or the ring is full.
   bool SendRequest(std::span<const uint8_t> body);
-  /// Gives the pending transaction up; a late answer is ignored.
+  /// Gives the pending transaction up; its answer is late, then.
   void AbandonTransaction() { pending_transaction_.reset(); }
 
   // What a service does.
   virtual void OnNegotiated() = 0;
   /// The guest's answer to the pending request.
   virtual void OnResponse(uint32_t status, std::span<const uint8_t> body) = 0;
+  /// An answer to a request that was given up.
+  virtual void OnLateResponse(std::span<const uint8_t> body) { (void)body; }
   /// The session ended: closed, reset. Timers are cancelled, whoever waits is told.
   virtual void OnSessionEnd() = 0;
   /// Start and stop of the machine while the channel is open: timers run only in between.

@@ -31,6 +31,7 @@ inline constexpr uint16_t kTypeNegotiate = 0;
 inline constexpr uint16_t kTypeHeartbeat = 1;
 inline constexpr uint16_t kTypeShutdown = 3;
 inline constexpr uint16_t kTypeTimesync = 4;
+inline constexpr uint16_t kTypeVss = 5;
 inline constexpr uint8_t kFlagTransaction = 1;
 inline constexpr uint8_t kFlagRequest = 2;
 inline constexpr uint8_t kFlagResponse = 4;
@@ -78,9 +79,19 @@ struct TimesyncBody4 {
   uint8_t stratum;
   uint8_t reserved[5];
 };
+
+struct VssBody {
+  uint8_t operation;
+  uint8_t reserved[7];
+  uint32_t flags;
+};
+static_assert(sizeof(VssBody) == 12);
 #pragma pack(pop)
 inline constexpr uint8_t kTimesyncSync = 1;  ///< set the clock
 inline constexpr uint8_t kTimesyncSample = 2;
+inline constexpr uint8_t kVssCheckBackup = 2;
+inline constexpr uint8_t kVssFreeze = 5;
+inline constexpr uint8_t kVssThaw = 6;
 inline constexpr uint64_t k1601To1970 = 116'444'736'000'000'000;  ///< 100 ns units
 
 }  // namespace kvmbus::virtdev::ic
