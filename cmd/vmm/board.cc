@@ -132,6 +132,11 @@ Result<void> Board::BuildOffer(const vmm::VmbusOffer& offer) {
         [this] { return machine_->vm().synic().ReferenceTime(); });
     return vmbus_->AddDevice(*timesync_);
   }
+  if (offer.compatible == "kvmbus,backup") {
+    backup_ = std::make_unique<virtdev::VssDevice>(offer.name, offer.instance, loop_,
+                                                   virtdev::VssDevice::Options());
+    return vmbus_->AddDevice(*backup_);
+  }
   if (offer.compatible == "kvmbus,scsi") return BuildController(offer);
   return vmm::MakeError(Code::kUnimplemented, "there is no device '{}'", offer.compatible);
 }
@@ -225,6 +230,21 @@ void Board::RequestShutdown(bool restart, bool force, Done done) {
         Error(Code::kFailedPrecondition,
               "the shutdown service is disabled for this virtual machine; turn it off instead"));
   shutdown_->RequestShutdown(restart, force, std::move(done));
+}
+
+Error Board::NoBackupService() {
+  return Error(Code::kFailedPrecondition,
+               "the backup service is disabled for this virtual machine");
+}
+
+void Board::FreezeGuest(uint64_t timeout_ns, Done done) {
+  if (!backup_) return done(NoBackupService());
+  backup_->Freeze(timeout_ns, std::move(done));
+}
+
+void Board::ThawGuest(Done done) {
+  if (!backup_) return done(NoBackupService());
+  backup_->Thaw(std::move(done));
 }
 
 Result<void> Board::AttachDisk(const config::Disk& disk) { return AttachToController(disk); }

@@ -22,6 +22,7 @@
 #include "virtdev/synthetic/ic/heartbeat.h"
 #include "virtdev/synthetic/ic/shutdown.h"
 #include "virtdev/synthetic/ic/timesync.h"
+#include "virtdev/synthetic/ic/vss.h"
 #include "virtdev/synthetic/scsi/scsi_controller.h"
 #include "virtdev/vmbus/vmbus_server.h"
 #include "vmm/event/loop.h"
@@ -55,6 +56,9 @@ class Board {
 
   /// The result says whether the guest accepted.
   void RequestShutdown(bool restart, bool force, Done done);
+  /// See VssDevice: what is frozen is thawed after a while, whatever becomes of the caller.
+  void FreezeGuest(uint64_t timeout_ns, Done done);
+  void ThawGuest(Done done);
   vmm::Result<void> AttachDisk(const config::Disk& disk);
   void DetachDisk(uint32_t controller, uint32_t lun, Done done);
   /// What is said of a place without a disk.
@@ -125,6 +129,7 @@ class Board {
   vmm::Result<void> AttachShared(const config::Disk& disk);
   vmm::Result<void> AttachDvd(const config::Disk& drive);
   static vmm::Guid GenerationIdOf(const config::Vm& config);
+  static vmm::Error NoBackupService();
   static vmm::Error IsChanging(const Disk& disk);
   vmm::Result<Disk*> FindForChange(uint32_t controller, uint32_t lun);
   void StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work, Done done);
@@ -154,6 +159,7 @@ class Board {
   std::unique_ptr<virtdev::HeartbeatDevice> heartbeat_;
   std::unique_ptr<virtdev::ShutdownDevice> shutdown_;
   std::unique_ptr<virtdev::TimesyncDevice> timesync_;
+  std::unique_ptr<virtdev::VssDevice> backup_;
   std::unique_ptr<vmm::Machine> machine_;
   std::unique_ptr<virtdev::VmbusServer> vmbus_;  // before machine_ is gone: it leaves the SynIC
 };

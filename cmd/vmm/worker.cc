@@ -22,6 +22,7 @@ using vmm::Result;
 
 constexpr uint32_t kProtocol = 1;
 constexpr uint32_t kPulseLimit = 1000;
+constexpr uint64_t kFreezeLimitNs = 600'000'000'000;
 
 worker::State ToProto(vmm::MachineState state) {
   switch (state) {
@@ -198,6 +199,10 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
       return reply(answer);
     case Call::kShutdown:
       return OnShutdownRequest(request.shutdown(), std::move(reply));
+    case Call::kFreezeGuest:
+      return OnFreezeGuest(request.freeze_guest().timeout_ns(), std::move(reply));
+    case Call::kThawGuest:
+      return board_->ThawGuest([reply](const Result<void>& result) { reply(FromResult(result)); });
     case Call::kTurnOff:
       return reply(FromResult(board_->machine().TurnOff(Code::kOk, "turned off")));
     case Call::kPause:
@@ -267,6 +272,17 @@ void Worker::OnShutdownRequest(const worker::ShutdownRequest& request,
   board_->RequestShutdown(
       request.restart(), request.force(),
       [reply = std::move(reply)](const Result<void>& result) { reply(FromResult(result)); });
+}
+
+void Worker::OnFreezeGuest(uint64_t timeout_ns, ControlServer::ReplyFunction reply) {
+  if (timeout_ns == 0 || timeout_ns > kFreezeLimitNs)
+    return reply(Failed(vmm::MakeError(Code::kOutOfRange,
+                                       "a freeze cannot be waited for that long; 1 to {} s are "
+                                       "allowed",
+                                       kFreezeLimitNs / 1'000'000'000)));
+  board_->FreezeGuest(timeout_ns, [reply = std::move(reply)](const Result<void>& result) {
+    reply(FromResult(result));
+  });
 }
 
 void Worker::OnAttachDisk(const config::Disk& disk, ControlServer::ReplyFunction reply) {

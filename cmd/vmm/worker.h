@@ -43,6 +43,7 @@ class Worker {
   vmm::Result<void> Begin();
   vmm::Result<void> Resume();
   void OnCapture(const worker::CaptureRequest& request, ControlServer::ReplyFunction reply);
+  void OnFreezeGuest(uint64_t timeout_ns, ControlServer::ReplyFunction reply);
   void OnAttachDisk(const config::Disk& disk, ControlServer::ReplyFunction reply);
   void OnDetachDisk(const worker::DetachDiskRequest& request, ControlServer::ReplyFunction reply);
   /// worker_qos.cc

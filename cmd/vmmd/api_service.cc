@@ -24,6 +24,7 @@ using vmm::Result;
 constexpr uint64_t kCallTimeoutNs = 60'000'000'000;
 constexpr uint64_t kPulseTimeoutNs = 600'000'000'000;
 constexpr uint32_t kDefaultWaitSeconds = 300;
+constexpr uint32_t kDefaultFreezeSeconds = 30;
 
 void Fill(const vmm::VmView& view, api::VmStatus* status) {
   *status->mutable_config() = view.config;
@@ -201,6 +202,22 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return Act(request->vm(), reply, [this](const std::string& id, const Inventory::Done& done) {
       done(inventory_.DiscardSaved(id));
     });
+  }
+
+  grpc::Status FreezeVm(grpc::ServerContext*, const api::FreezeVmRequest* request,
+                        api::VmStatus* reply) override {
+    const uint64_t seconds =
+        request->timeout_seconds() == 0 ? kDefaultFreezeSeconds : request->timeout_seconds();
+    worker::Request call;
+    call.mutable_freeze_guest()->set_timeout_ns(seconds * 1'000'000'000);
+    return CallWorker(request->vm(), std::move(call), seconds * 1'000'000'000 + kCallTimeoutNs,
+                      reply);
+  }
+  grpc::Status ThawVm(grpc::ServerContext*, const api::VmReference* request,
+                      api::VmStatus* reply) override {
+    worker::Request call;
+    call.mutable_thaw_guest();
+    return CallWorker(request->vm(), std::move(call), kCallTimeoutNs, reply);
   }
 
   grpc::Status AttachDisk(grpc::ServerContext*, const api::AttachDiskRequest* request,

@@ -13,6 +13,7 @@ constexpr int kFdtBytes = 64 * 1024;
 constexpr Guid kHeartbeat = MakeGuid("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0");
 constexpr Guid kShutdown = MakeGuid("b6650ff7-33bc-4840-8048-e0676786f393");
 constexpr Guid kTimeSync = MakeGuid("2dd1ce17-079e-403c-b352-a1921ee207ee");
+constexpr Guid kBackup = MakeGuid("2450ee40-33bf-4fbd-892e-9fb06e9214cf");
 
 /// Controllers have the instance ids that Azure's have: f8b3781a-..., f8b3781b-..., and on.
 Guid ScsiInstance(uint32_t controller) {
@@ -117,6 +118,7 @@ MachineDescription CompileMachine(const config::Vm& vm) {
     machine.offers.push_back({"heartbeat", "kvmbus,heartbeat", kHeartbeat});
   if (vm.integration().time_synchronization())
     machine.offers.push_back({"timesync", "kvmbus,timesync", kTimeSync});
+  if (vm.integration().backup()) machine.offers.push_back({"backup", "kvmbus,backup", kBackup});
   const uint32_t controllers = std::max(vm.scsi_controllers(), 1u);
   for (uint32_t i = 0; i < controllers; ++i)
     machine.offers.push_back({fmt::format("scsi/{}", i), "kvmbus,scsi", ScsiInstance(i)});

@@ -15,6 +15,7 @@ config::Vm Sample() {
   vm.set_scsi_controllers(2);
   vm.mutable_integration()->set_heartbeat(true);
   vm.mutable_integration()->set_shutdown(true);
+  vm.mutable_integration()->set_backup(true);
   vm.mutable_firmware()->set_command_line("console=ttyS0");
   vm.mutable_serial()->set_com1("console");
   return vm;
@@ -36,6 +37,7 @@ TEST(DescriptionTest, OffersAndTheirInstancesAreAbi) {
   EXPECT_EQ(text,
             "shutdown kvmbus,shutdown b6650ff7-33bc-4840-8048-e0676786f393\n"
             "heartbeat kvmbus,heartbeat fd149e91-82e0-4a7d-afa6-2a4166cbd7c0\n"
+            "backup kvmbus,backup 2450ee40-33bf-4fbd-892e-9fb06e9214cf\n"
             "scsi/0 kvmbus,scsi f8b3781a-1e82-4818-a1c3-63d806ec15bb\n"
             "scsi/1 kvmbus,scsi f8b3781b-1e82-4818-a1c3-63d806ec15bb\n");
 }
