@@ -15,7 +15,9 @@ Client::Client(const std::string& socket)
       channel_(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials())),
       machines_(api::VirtualMachines::NewStub(channel_)),
       disks_(api::Disks::NewStub(channel_)),
-      host_(api::Host::NewStub(channel_)) {}
+      host_(api::Host::NewStub(channel_)),
+      checkpoints_(api::Checkpoints::NewStub(channel_)),
+      jobs_(api::Jobs::NewStub(channel_)) {}
 
 int Client::Check(const grpc::Status& status) const {
   if (status.ok()) return kExitDone;

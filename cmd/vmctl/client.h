@@ -21,6 +21,8 @@ class Client {
   api::VirtualMachines::Stub& machines() { return *machines_; }
   api::Disks::Stub& disks() { return *disks_; }
   api::Host::Stub& host() { return *host_; }
+  api::Checkpoints::Stub& checkpoints() { return *checkpoints_; }
+  api::Jobs::Stub& jobs() { return *jobs_; }
 
   /// 0, or after one line on standard error the exit status.
   int Check(const grpc::Status& status) const;
@@ -31,6 +33,8 @@ class Client {
   std::unique_ptr<api::VirtualMachines::Stub> machines_;
   std::unique_ptr<api::Disks::Stub> disks_;
   std::unique_ptr<api::Host::Stub> host_;
+  std::unique_ptr<api::Checkpoints::Stub> checkpoints_;
+  std::unique_ptr<api::Jobs::Stub> jobs_;
 };
 
 }  // namespace kvmbus::cmd

@@ -20,6 +20,8 @@ struct Context {
 };
 
 void AddVmCommands(CLI::App& app, Context& context);
+void AddCheckpointCommands(CLI::App& app, Context& context);
+void AddJobCommands(CLI::App& app, Context& context);
 void AddDiskCommands(CLI::App& app, Context& context);
 /// Verbs of `disk`, which AddDiskCommands makes.
 void AddDiskQosCommands(CLI::App* disk, Context& context);

@@ -31,9 +31,11 @@ int Main(int argc, char** argv) {
       context.run_dir = context.socket.substr(0, context.socket.rfind('/'));
   });
   AddVmCommands(app, context);
+  AddCheckpointCommands(app, context);
   AddDiskCommands(app, context);
   AddDvdCommands(app, context);
   AddHostCommands(app, context);
+  AddJobCommands(app, context);
   try {  // the library throws, --help included
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

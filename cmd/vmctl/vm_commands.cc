@@ -9,6 +9,7 @@
 #include "cmd/vmctl/client.h"
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
+#include "vmm/guid/guid.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -37,6 +38,13 @@ std::string CrashSummary(const worker::GuestCrash& crash) {
   return crash.parameters_size() > 0 ? fmt::format("code {:#x}", crash.parameters(0)) : "";
 }
 
+std::string GenerationIdOf(const config::Vm& vm) {
+  vmm::Guid id;
+  if (vm.generation_id().size() != id.bytes.size()) return "";
+  std::copy(vm.generation_id().begin(), vm.generation_id().end(), id.bytes.begin());
+  return id.ToString();
+}
+
 Json ToJson(const api::VmStatus& vm) {
   std::vector<Json> disks, parameters;
   for (const auto& disk : vm.config().disks())
@@ -59,6 +67,7 @@ Json ToJson(const api::VmStatus& vm) {
                        {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
                        {"heartbeat", Json::Text(vm.heartbeat())},
                        {"vmbus_version", Json::Text(vm.integration_version())},
+                       {"generation_id", Json::Text(GenerationIdOf(vm.config()))},
                        {"reboots", Json::Number(vm.reboots())},
                        {"worker_pid", Json::Number(vm.worker_pid())},
                        {"crash_message", Json::Text(vm.crash().message())},

@@ -10,6 +10,7 @@
 
 #include "api/vmms.grpc.pb.h"
 #include "cmd/vmmd/api_call.h"
+#include "cmd/vmmd/checkpoints_service.h"
 #include "cmd/vmmd/disks_service.h"
 
 namespace kvmbus::cmd {
@@ -408,17 +409,22 @@ ApiServer::~ApiServer() {
 }
 
 Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory& inventory,
+                                                     vmm::Checkpoints& checkpoints, vmm::Jobs& jobs,
                                                      const std::string& socket) {
   std::unique_ptr<ApiServer> self(new ApiServer());
   self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory);
   self->host_ = std::make_unique<HostService>(inventory);
   self->disks_ = MakeDisksService(loop, inventory);
+  self->checkpoints_ = MakeCheckpointsService(loop, inventory, checkpoints);
+  self->jobs_ = MakeJobsService(loop, jobs);
   ::unlink(socket.c_str());
   grpc::ServerBuilder builder;
   builder.AddListeningPort("unix:" + socket, grpc::InsecureServerCredentials());
   builder.RegisterService(self->machines_.get());
   builder.RegisterService(self->host_.get());
   builder.RegisterService(self->disks_.get());
+  builder.RegisterService(self->checkpoints_.get());
+  builder.RegisterService(self->jobs_.get());
   const mode_t before = ::umask(0117);  // the socket is born with 0660
   self->server_ = builder.BuildAndStart();
   ::umask(before);

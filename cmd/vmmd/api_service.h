@@ -9,6 +9,7 @@
 #include <string>
 
 #include "vmm/event/loop.h"
+#include "vmm/manager/checkpoints.h"
 #include "vmm/manager/inventory.h"
 
 namespace kvmbus::cmd {
@@ -18,7 +19,8 @@ class ApiServer {
  public:
   /// `socket` is a path; its mode becomes 0660.
   static vmm::Result<std::unique_ptr<ApiServer>> Listen(vmm::Loop& loop, vmm::Inventory& inventory,
-                                                        const std::string& socket);
+                                                        vmm::Checkpoints& checkpoints,
+                                                        vmm::Jobs& jobs, const std::string& socket);
   ~ApiServer();
 
  private:
@@ -28,6 +30,8 @@ class ApiServer {
   std::unique_ptr<VirtualMachinesService> machines_;
   std::unique_ptr<HostService> host_;
   std::unique_ptr<grpc::Service> disks_;
+  std::unique_ptr<grpc::Service> checkpoints_;
+  std::unique_ptr<grpc::Service> jobs_;
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "cmd/vmmd/api_service.h"
+#include "cmd/vmmd/image_files.h"
 #include "kvm/host_check.h"
 #include "vmm/manager/inventory.h"
 #include "vmm/os/file.h"
@@ -93,7 +94,10 @@ Result<void> Serve(const Options& options) {
   inventory_options.worker_path = options.worker_path;
   inventory_options.check_host = [] { return kvm::CheckHost(); };
   auto inventory = TRY(vmm::Inventory::Open(*loop, std::move(inventory_options)));
-  auto server = TRY(ApiServer::Listen(*loop, *inventory, options.socket));
+  const auto jobs = TRY(vmm::Jobs::Open(options.state_dir + "/jobs", loop->clock()));
+  ImageFiles images;
+  vmm::Checkpoints checkpoints(*loop, *inventory, *jobs, images);
+  auto server = TRY(ApiServer::Listen(*loop, *inventory, checkpoints, *jobs, options.socket));
   spdlog::info("listening on '{}'", options.socket);
   ::sd_notify(0, "READY=1");
   loop->Run();

@@ -156,6 +156,15 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
       std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
 }
 
+Result<std::unique_ptr<BlockFile>> PeekBlockFile(const std::string& path) {
+  auto fd = vmm::OpenFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+  if (!fd.ok()) return CannotOpen(std::move(fd.error()), path, true);
+  struct stat status = {};
+  if (::fstat(fd->get(), &status) < 0 || !S_ISREG(status.st_mode))
+    return vmm::MakeError(Code::kInvalidArgument, "'{}' is not a file", path);
+  return std::unique_ptr<BlockFile>(std::make_unique<PosixBlockFile>(std::move(fd).value(), false));
+}
+
 Result<std::unique_ptr<BlockFile>> ReopenForWriting(const std::string& path, BlockFile& file) {
   auto fd = vmm::OpenFile(path, O_RDWR | O_NONBLOCK | O_NOCTTY);
   if (!fd.ok()) return CannotOpen(std::move(fd.error()), path, false);

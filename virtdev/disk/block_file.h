@@ -48,6 +48,9 @@ class BlockFile {
 /// kPermissionDenied, each with the remedy.
 vmm::Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only);
 
+/// For a look at what somebody else may be writing: reads alone, and takes no lock.
+vmm::Result<std::unique_ptr<BlockFile>> PeekBlockFile(const std::string& path);
+
 /// Opens `file`, which is at `path` and locked as shared, for writing; the new one takes its lock
 /// over, as an exclusive one. kUnavailable: others use it, kFailedPrecondition: another file is at
 /// `path`; `file` keeps its lock then.

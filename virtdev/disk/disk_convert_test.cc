@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Converting: killed at any moment, cancelled, and what is durable when it is done.
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <filesystem>
-#include <map>
 #include <mutex>
 #include <random>
 
 #include "tests/fakes/crash_file.h"
+#include "tests/fakes/killed_process.h"
 #include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/image_copy.h"
 #include "virtdev/disk/image_format.h"
@@ -63,58 +58,9 @@ class LockedFile final : public BlockFile {
   CrashFile file_;
 };
 
-struct Traced {
-  bool traced = false;
-  bool killed = false;
-  bool ended_well = false;
-  uint64_t calls = 0;  ///< system calls of all its threads
-};
-
-/// Does `work` in a process of its own, which is killed when its threads have begun `limit` system
-/// calls: between two of them nothing happens to a file.
-template <typename Work>
-Traced RunUntil(uint64_t limit, Work work) {
-  Traced run;
-  const pid_t child = ::fork();
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) < 0) ::_exit(2);
-    ::raise(SIGSTOP);
-    ::_exit(work() ? 0 : 1);
-  }
-  int status = 0;
-  if (::waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) return run;
-  constexpr long kOptions = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL;
-  run.traced = ::ptrace(PTRACE_SETOPTIONS, child, nullptr, kOptions) == 0;
-  std::map<pid_t, bool> inside;
-  for (pid_t thread = child;; thread = ::waitpid(-1, &status, __WALL)) {
-    if (thread < 0) return run;
-    if (!WIFSTOPPED(status)) {
-      if (thread != child) continue;
-      run.killed = WIFSIGNALED(status);
-      run.ended_well = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-      return run;
-    }
-    const int signal = WSTOPSIG(status);
-    const bool call = signal == (SIGTRAP | 0x80);
-    if (call) inside[thread] = !inside[thread];
-    if (call && inside[thread] && ++run.calls == limit) ::kill(child, SIGKILL);
-    const bool ours = call || signal == SIGTRAP || signal == SIGSTOP;
-    ::ptrace(PTRACE_SYSCALL, thread, nullptr, ours ? 0 : signal);
-  }
-}
-
-/// Where a flush costs nothing: what counts here is the order of things, not power.
-std::string NewFolder() {
-  for (std::string folder :
-       {"/dev/shm/disk-convert-test-XXXXXX", "/tmp/disk-convert-test-XXXXXX"}) {
-    if (::mkdtemp(folder.data()) != nullptr) return folder;
-  }
-  return "";
-}
-
 class DiskConvertTest : public testing::TestWithParam<const char*> {
  protected:
-  DiskConvertTest() : folder_(NewFolder()) {
+  DiskConvertTest() : folder_(tests::NewFastFolder("disk-convert-test")) {
     source_ = folder_ + "/source.raw";
     target_ = folder_ + "/target." + GetParam();
     CreateDiskOptions options;
@@ -154,7 +100,7 @@ class DiskConvertTest : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(DiskConvertTest, KilledAtAnyMomentThereIsNoTargetOrAWholeOne) {
-  const Traced whole = RunUntil(~uint64_t{0}, [this] { return Convert().ok(); });
+  const tests::Traced whole = tests::RunUntil(~uint64_t{0}, [this] { return Convert().ok(); });
   if (!whole.traced) GTEST_SKIP() << "a process may not be traced here";
   ASSERT_TRUE(whole.ended_well);
   ExpectWhole();
@@ -167,7 +113,7 @@ TEST_P(DiskConvertTest, KilledAtAnyMomentThereIsNoTargetOrAWholeOne) {
   int killed = 0;
   for (const uint64_t limit : limits) {
     SCOPED_TRACE(fmt::format("system call {} of about {}", limit, whole.calls));
-    const Traced run = RunUntil(limit, [this] { return Convert().ok(); });
+    const tests::Traced run = tests::RunUntil(limit, [this] { return Convert().ok(); });
     ASSERT_TRUE(run.killed || run.ended_well);
     killed += run.killed ? 1 : 0;
     EXPECT_TRUE(run.killed || fs::exists(target_));

@@ -3,6 +3,8 @@
 
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/parent_path.h"
+#include "virtdev/disk/parent_path.h"
 #include "virtdev/disk/partition_table.h"
 #include "virtdev/disk/vhd_bat.h"
 #include "virtdev/disk/vhdx_file.h"
@@ -84,6 +86,16 @@ Result<DiskDescription> DescribeDisk(const std::string& path) {
   else
     DescribeSmallest(path, &description);
   return description;
+}
+
+Result<std::string> ParentOfDisk(const std::string& path) {
+  auto file = TRY(PeekBlockFile(path));
+  const ImageFormat format = TRY(FormatOf(*file, path));
+  if (format == ImageFormat::kRaw) return std::string();
+  const auto image = TRY_CTX(OpenImageFile(std::move(file), format, true), "'{}'", path);
+  if (image->parent() == nullptr) return std::string();
+  const auto roots = TRY(ParentRoots(path, {}));
+  return FindParent(path, *image->parent(), roots);
 }
 
 }  // namespace kvmbus::virtdev

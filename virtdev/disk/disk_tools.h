@@ -86,6 +86,10 @@ vmm::Result<std::vector<Finding>> CheckVhd(BlockFile& file);
 vmm::Result<void> ReparentDisk(const std::string& path, const std::string& parent_path,
                                bool ignore_mismatch);
 
+/// The file that an image stands on, found by its locator; "": it is a base. The image may be in
+/// use.
+vmm::Result<std::string> ParentOfDisk(const std::string& path);
+
 /// `progress(done, total)`; false cancels (kCancelled, and nothing is left).
 using Progress = std::function<bool(uint64_t done, uint64_t total)>;
 /// Grows or shrinks the disk in a VHDX (a fixed one does not grow), VHD or raw image. Its children,

@@ -34,7 +34,7 @@ void DiskOperations::Find(const std::string& path, Found found) {
   search->request.mutable_find_disk()->set_path(path);
   search->found = std::move(found);
   for (const VmView& view : inventory_.List()) {
-    if (view.status.state() != worker::OFF) search->left.push_back(view.config.id());
+    if (view.status.pid() != 0) search->left.push_back(view.config.id());
   }
   AskNext(std::move(search));
 }

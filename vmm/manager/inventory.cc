@@ -10,6 +10,7 @@
 
 #include "vmm/config/disk_qos.h"
 #include "vmm/config/limits.h"
+#include "vmm/config/vm_files.h"
 #include "vmm/manager/inventory_record.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
@@ -61,11 +62,12 @@ void Inventory::Load(const ConfigStore::Listing& listing) {
   for (const config::Vm& vm : listing.vms) {
     auto record = std::make_unique<Record>();
     record->config = vm;
-    record->status.set_state(worker::OFF);
+    record->status.set_state(RestStateOf(vm));
     record->status.set_vm_id(vm.id());
     Adopt(*record);
     records_[vm.id()] = std::move(record);
   }
+  LoadCheckpoints(listing.checkpoints);
 }
 
 void Inventory::Adopt(Record& record) {
@@ -111,6 +113,7 @@ Result<std::string> Inventory::Resolve(const std::string& id_or_name) const {
 
 Result<std::string> Inventory::Create(config::Vm vm) {
   ApplyDefaults(&vm);
+  if (vm.folder().empty()) vm.set_folder(options_.state_dir);
   TRY_VOID(ValidateConfig(vm));
   for (const auto& [id, record] : records_) {
     if (id == vm.id() || record->config.name() == vm.name())
@@ -137,7 +140,16 @@ Result<void> Inventory::Delete(const std::string& id) {
     return MakeError(Code::kFailedPrecondition,
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
+  TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  if (!record->checkpoints.empty())
+    return MakeError(Code::kFailedPrecondition,
+                     "'{}' has {} checkpoints; delete them first ('vmctl checkpoint delete')",
+                     record->config.name(), record->checkpoints.size());
   TRY_VOID(store_->Delete(record->config));
+  if (record->config.saved()) {
+    ::unlink(MemoryFileOf(record->config).c_str());
+    ::unlink(StateFileOf(record->config).c_str());
+  }
   for (const char* file : {"lock", "exit", "worker.log"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
   ::rmdir(RunDirOf(id).c_str());
@@ -176,6 +188,8 @@ void Inventory::Start(const std::string& id, Done done) {
   };
   if (record->preparing)
     return refuse(Error(Code::kAlreadyExists, "it is being started already; wait for it"));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok())
+    return refuse(std::move(idle.error()));
   if (record->active())
     return refuse(MakeError(Code::kAlreadyExists,
                             "it is running already (process {}); stop it first",
@@ -185,6 +199,21 @@ void Inventory::Start(const std::string& id, Done done) {
   if (auto valid = ValidateConfig(record->config); !valid.ok())
     return refuse(std::move(valid.error()));
   record->preparing = true;
+  if (image_worker_ == nullptr) return HoldAndLaunch(id, std::move(done));
+  const Done resumed = [this, alive = alive_, id,
+                        done = std::move(done)](const Result<void>& result) {
+    done(result);
+    if (*alive) image_worker_->Resume(id);
+  };
+  image_worker_->Suspend(id, [this, alive = alive_, id, resumed] {
+    if (*alive) HoldAndLaunch(id, resumed);
+  });
+}
+
+void Inventory::HoldAndLaunch(const std::string& id, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr || !record->preparing)
+    return done(Error(Code::kCancelled, "turned off while it was starting"));
   HoldSharedDisks(
       id, SharedImages(record->config),
       [this, id, done = std::move(done)](const Result<void>& held) {
@@ -270,9 +299,12 @@ Result<void> Inventory::Connect(Record& record) {
 }
 
 void Inventory::OnStatus(Record& record, const worker::Status& status) {
+  const worker::State before = record.status.state();
   record.status = status;
   Notify(record.config.id());
   if (status.state() == worker::RUNNING) FinishStart(record, {});
+  if (status.restored() && before != worker::PAUSED) ResumeRestored(record);
+  if (status.state() == worker::SAVED && before != worker::SAVED) CommitSaved(record);
 }
 
 void Inventory::FinishStart(Record& record, const Result<void>& result) {
@@ -298,7 +330,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   const bool has_record = exit_bytes.ok() && exit.ParseFromString(*exit_bytes);
   worker::Status status;
   status.set_vm_id(id);
-  status.set_state(worker::OFF);
+  status.set_state(RestStateOf(record.config));
   if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
   if (has_record) {
     status.set_reason(exit.reason());
@@ -373,6 +405,8 @@ void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done
   Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
   if (auto valid = ValidateDisk(record->config, disk); !valid.ok()) return done(valid);
   const auto store = [this, id, disk]() -> Result<void> {
     Record* target = Find(id);
@@ -402,6 +436,8 @@ void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t 
   Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
   const auto matches = [=](const config::Disk& disk) {
     return disk.controller() == controller && disk.lun() == lun;
   };
@@ -557,6 +593,8 @@ void Inventory::ChangeConfig(const std::string& id, const Change& changed, worke
   Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
   if (auto valid = changed(record->config); !valid.ok()) return done(std::move(valid.error()));
   const auto store = [this, id, changed]() -> Result<void> {
     Record* target = Find(id);

@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "config/job.pb.h"
 #include "config/vm.pb.h"
+#include "vmm/checkpoint/checkpoint_tree.h"
 #include "vmm/config/config_store.h"
 #include "vmm/event/loop.h"
 #include "vmm/hypervisor/host_requirement.h"
@@ -23,6 +25,15 @@ namespace kvmbus::vmm {
 struct VmView {
   config::Vm config;
   worker::Status status;
+};
+
+/// Who works on the image files of VMs that do not run, and stands aside when one starts.
+class ImageWorker {
+ public:
+  virtual ~ImageWorker() = default;
+  /// `idle` is called when nothing of the VM is worked on; that stays so until Resume.
+  virtual void Suspend(const std::string& vm, std::function<void()> idle) = 0;
+  virtual void Resume(const std::string& vm) = 0;
 };
 
 /// Home: the manager's loop; every function and every callback.
@@ -51,12 +62,18 @@ class Inventory {
   Result<std::string> Resolve(const std::string& id_or_name) const;
   Result<VmView> Get(const std::string& id) const;
 
+  void SetImageWorker(ImageWorker* worker) { image_worker_ = worker; }
+
   /// `done` when it runs, or with the reason why it does not.
   void Start(const std::string& id, Done done);
   /// `done` when the guest has accepted; it is Off later.
   void Shutdown(const std::string& id, bool restart, bool force, Done done);
   /// `done` when the worker is gone.
   void TurnOff(const std::string& id, Done done);
+  /// Into the files of its configuration; `done` when it is Saved.
+  void Save(const std::string& id, Done done);
+  /// A Saved one is Off afterwards, as if it had been turned off in place of saved.
+  Result<void> DiscardSaved(const std::string& id);
   /// A request that the worker answers: pause, resume, pulse, counters, describe.
   void Call(const std::string& id, worker::Request request, uint64_t timeout_ns, ReplyDone done);
   /// Changes the configuration, and the running machine too.
@@ -76,6 +93,18 @@ class Inventory {
                  Done done);
   void EjectDvd(const std::string& id, uint32_t controller, uint32_t lun, bool force, Done done);
 
+  // inventory_checkpoints.cc: files of a VM and of its checkpoints.
+
+  CheckpointMap Checkpoints(const std::string& id) const;
+  /// Until Release nothing else changes its files: it is not started, saved, deleted or given other
+  /// disks. `what` is said to those who try. kFailedPrecondition: somebody else has it.
+  Result<void> Reserve(const std::string& id, const std::string& what);
+  void Release(const std::string& id);
+  /// Of a VM that there is, or of a checkpoint of it.
+  Result<void> Store(const config::Vm& vm);
+  /// All of it, or an error and it has to be made again.
+  Result<void> Make(const config::FileChange& change);
+
   /// Calls `changed` with the VM's id after every change of its status, until the handle is
   /// dropped.
   using Subscription = std::shared_ptr<void>;
@@ -88,10 +117,15 @@ class Inventory {
 
   Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store);
   void Load(const ConfigStore::Listing& listing);
+  void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
   void Adopt(Record& record);
   Record* Find(const std::string& id) const;
   Result<void> HostIsFit() const;
+  void HoldAndLaunch(const std::string& id, Done done);
   void Launch(const std::string& id, Done done);
+  // inventory_save.cc
+  void CommitSaved(Record& record);
+  void ResumeRestored(Record& record);
   // inventory_shared.cc: disks that several virtual machines have.
   void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);
   void HoldForGood(const std::string& id);
@@ -116,6 +150,7 @@ class Inventory {
   const Options options_;
   std::unique_ptr<ConfigStore> store_;
   std::unique_ptr<DiskOwners> owners_;
+  ImageWorker* image_worker_ = nullptr;
   std::map<std::string, std::unique_ptr<Record>> records_;  // by id
   std::map<uint64_t, std::function<void(const std::string&)>> subscribers_;
   uint64_t next_subscriber_ = 1;

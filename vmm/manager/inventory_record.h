@@ -18,9 +18,20 @@ struct Inventory::Record {
   std::vector<Done> off_waiters;
   bool preparing = false;  ///< waits for the owners of its shared disks before it starts
   std::map<std::string, DiskOwners::Hold> shared_disks;  ///< of a running one, by path
+  CheckpointMap checkpoints;
+  std::string busy;  ///< what is being done to its files; "": nothing
 
   bool active() const { return process.pid > 0; }
 };
+
+/// Of a VM without a worker: Off, or Saved.
+worker::State RestStateOf(const config::Vm& vm);
+/// kFailedPrecondition: a saved state would not fit what is about to be changed.
+Result<void> CheckNotSaved(const config::Vm& vm);
+/// kFailedPrecondition that says so; `busy` as a record has it.
+Result<void> CheckNotBusy(const std::string& name, const std::string& busy);
+/// "6.2": 0x602.
+int64_t VersionNumber(const std::string& version);
 
 /// The images that the VM shares with others.
 std::vector<std::string> SharedImages(const config::Vm& vm);

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoints of machines that do not run, on real files. What workers do, the guest tests show.
+#include "vmm/manager/checkpoints.h"
+
+#include <gmock/gmock.h>
+
+#include <map>
+#include <random>
+
+#include "cmd/vmmd/checkpoints_test_host.h"
+#include "tests/fakes/killed_process.h"
+
+namespace kvmbus::cmd {
+namespace {
+
+using testing::HasSubstr;
+using vmm::Code;
+
+class CheckpointsTest : public testing::Test {
+ protected:
+  CheckpointsTest() : folder_(tests::NewFastFolder("checkpoints-test")) {
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  ~CheckpointsTest() override {
+    host_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Restart() {
+    host_.reset();
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  config::Vm Named(const std::string& name) const {
+    const vmm::CheckpointMap all = host_->All();
+    return all.at(vmm::FindCheckpoint(all, name).value());
+  }
+
+  const std::string folder_;
+  std::unique_ptr<TestHost> host_;
+};
+
+TEST_F(CheckpointsTest, WhatWasIsKeptAndComesBack) {
+  host_->MakeVm("memory 1");
+  host_->Write(0, 'a');
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->SaveWith("memory 2");
+  host_->Write(1, 'b');
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+  EXPECT_EQ(TestHost::ContentOf(Named("one")), "a...");
+  const std::string before = host_->Vm().generation_id();
+  ASSERT_TRUE(host_->Apply("one").ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "a...");
+  EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 1");
+  EXPECT_EQ(host_->MemoryOf(Named("one")), "memory 1");
+  EXPECT_NE(host_->Vm().generation_id(), before);
+  EXPECT_EQ(host_->Vm().parent_checkpoint(), Named("one").checkpoint().id());
+  EXPECT_EQ(host_->Images().size(), 2u) << "the abandoned leaf is gone";
+}
+
+TEST_F(CheckpointsTest, OneWithoutMemoryLeavesTheMachineOff) {
+  host_->MakeVm("");
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->SaveWith("memory");
+  ASSERT_TRUE(host_->Apply("one").ok());
+  EXPECT_FALSE(host_->Vm().saved());
+  EXPECT_FALSE(std::filesystem::exists(vmm::StateFileOf(host_->Vm())));
+}
+
+TEST_F(CheckpointsTest, ARestartFindsTheTree) {
+  host_->MakeVm("m");
+  ASSERT_TRUE(host_->Create("one").ok());
+  ASSERT_TRUE(host_->Create("two").ok());
+  Restart();
+  EXPECT_EQ(Named("two").checkpoint().parent(), Named("one").checkpoint().id());
+  EXPECT_EQ(host_->Vm().parent_checkpoint(), Named("two").checkpoint().id());
+}
+
+TEST_F(CheckpointsTest, DeletingMergesDisksAndMovesChildrenUp) {
+  host_->MakeVm("m");
+  for (const char letter : {'a', 'b', 'c'}) {
+    host_->Write(static_cast<uint64_t>(letter - 'a'), letter);
+    ASSERT_TRUE(host_->Create(std::string(1, letter)).ok());
+  }
+  host_->Write(3, 'd');
+  ASSERT_TRUE(host_->Delete("b", false).ok());
+  EXPECT_EQ(Named("c").checkpoint().parent(), Named("a").checkpoint().id());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abcd");
+  EXPECT_EQ(TestHost::ContentOf(Named("c")), "abc.");
+  EXPECT_EQ(TestHost::ContentOf(Named("a")), "a...");
+  EXPECT_EQ(host_->Images().size(), 3u);
+  ASSERT_TRUE(host_->Delete("a", true).ok());
+  EXPECT_TRUE(host_->All().empty());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abcd");
+  EXPECT_EQ(host_->Images(), std::vector<std::string>{folder_ + "/disk.vhdx"});
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), folder_ + "/disk.vhdx");
+}
+
+TEST_F(CheckpointsTest, TheSameRequestIsTheSameJob) {
+  host_->MakeVm("");
+  vmm::Checkpoints::CreateOptions options;
+  options.vm = host_->Id();
+  options.name = "once";
+  options.request_id = "r1";
+  const auto first = host_->checkpoints->Create(options, nullptr);
+  ASSERT_TRUE(first.ok());
+  ASSERT_TRUE(host_->Settle());
+  const auto again = host_->checkpoints->Create(options, nullptr);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->id(), first->id());
+  EXPECT_EQ(host_->All().size(), 1u);
+  Restart();
+  EXPECT_EQ(host_->checkpoints->Create(options, nullptr)->id(), first->id());
+}
+
+TEST_F(CheckpointsTest, WhatCannotBeIsRefused) {
+  host_->MakeVm("");
+  EXPECT_EQ(host_->Apply("none").error().code(), Code::kNotFound);
+  EXPECT_EQ(host_->Create(std::string(101, 'x')).error().code(), Code::kInvalidArgument);
+  config::Vm vm = host_->Vm();
+  vm.set_checkpoint_policy(config::DISABLED);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  EXPECT_THAT(host_->Create("x").error().ToString(), HasSubstr("disabled"));
+  vm.set_checkpoint_policy(config::STANDARD);
+  vm.mutable_disks(0)->set_shared(true);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  EXPECT_THAT(host_->Create("x").error().ToString(), HasSubstr("shared"));
+}
+
+TEST_F(CheckpointsTest, AFailureLeavesNothing) {
+  host_->MakeVm("");
+  config::Vm vm = host_->Vm();
+  *vm.add_disks() = vm.disks(0);
+  vm.mutable_disks(1)->set_path(folder_ + "/missing.vhdx");
+  vm.mutable_disks(1)->set_lun(1);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  EXPECT_EQ(host_->Create("x").error().code(), Code::kNotFound);
+  EXPECT_EQ(host_->Images().size(), 1u);
+  EXPECT_TRUE(host_->All().empty());
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), folder_ + "/disk.vhdx");
+}
+
+TEST_F(CheckpointsTest, AMachineWithCheckpointsIsNotDeleted) {
+  host_->MakeVm("");
+  ASSERT_TRUE(host_->Create("one").ok());
+  EXPECT_EQ(host_->inventory->Delete(host_->Id()).error().code(), Code::kFailedPrecondition);
+}
+
+/// Any order of things, against a plain model.
+TEST_F(CheckpointsTest, GeneratedSequencesKeepEveryCheckpoint) {
+  std::mt19937 random{5};
+  host_->MakeVm("m");
+  struct Moment {
+    std::string content, memory;
+  };
+  std::map<std::string, Moment> model;  // by name
+  std::string now = "....";
+  std::string memory = "m";
+  int serial = 0;
+  for (int step = 0; step < 60; ++step) {
+    const auto some = [&] {
+      auto at = model.begin();
+      std::advance(at, static_cast<long>(random() % model.size()));
+      return at->first;
+    };
+    switch (random() % 5) {
+      case 0: {
+        const uint64_t block = random() % TestHost::kBlocks;
+        now[block] = static_cast<char>('a' + step % 26);
+        memory = "m" + std::to_string(step);
+        host_->SaveWith(memory);
+        host_->Write(block, now[block]);
+        break;
+      }
+      case 1:
+      case 2: {
+        if (model.size() > 7) break;
+        const std::string name = "c" + std::to_string(++serial);
+        ASSERT_TRUE(host_->Create(name).ok());
+        model[name] = {now, memory};
+        break;
+      }
+      case 3: {
+        if (model.empty()) break;
+        const std::string name = some();
+        ASSERT_TRUE(host_->Apply(name).ok());
+        now = model[name].content;
+        memory = model[name].memory;
+        break;
+      }
+      case 4: {
+        if (model.empty()) break;
+        const std::string name = some();
+        const auto deleted = host_->Delete(name, false);
+        ASSERT_TRUE(deleted.ok()) << deleted.error().ToString();
+        model.erase(name);
+        break;
+      }
+    }
+    if (random() % 8 == 0) Restart();
+    ASSERT_EQ(TestHost::ContentOf(host_->Vm()), now) << "step " << step;
+    ASSERT_EQ(host_->MemoryOf(host_->Vm()), memory);
+    ASSERT_EQ(host_->All().size(), model.size());
+    for (const auto& [name, moment] : model) {
+      ASSERT_EQ(TestHost::ContentOf(Named(name)), moment.content) << name << ", step " << step;
+      ASSERT_EQ(host_->MemoryOf(Named(name)), moment.memory) << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvmbus::cmd

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a guest that runs: a tree of them, applied back and forth."""
+
+import json
+import os
+import shutil
+import subprocess
+
+from service import Vm
+from suite import Group, eventually, expect, expect_equal, group
+
+
+def checkpoints(service, vm):
+    return json.loads(service.vmctl("--format", "json", "checkpoint", "list", vm))
+
+
+def named(service, vm, name):
+    return next(entry for entry in checkpoints(service, vm) if entry["name"] == name)
+
+
+def no_merge_is_owed(service):
+    jobs = json.loads(service.vmctl("--format", "json", "job", "list"))
+    return all(job["state"] != "running" for job in jobs)
+
+
+class Mark:
+    """A counter that the guest writes to a disk, durably, and then to its memory; and a name in both."""
+
+    def __init__(self, vm):
+        self.vm = vm
+
+    def begin(self):
+        self.vm.run("mkfs.ext4 -q -F $(lun 0) && mkdir -p /mnt && mount $(lun 0) /mnt && touch /mnt/name && "
+                    "head -c 32M /dev/urandom > /run/noise && sha256sum /run/noise > /run/sum")
+        self.vm.run("(n=0; while :; do n=$((n+1)); echo $n > /mnt/count && sync /mnt/count && echo $n > /run/count; "
+                    "sleep 0.1; done) >/dev/null 2>&1 &")
+        eventually(self.counts, "the counter counts")
+
+    def counts(self):
+        """Of the memory and of the disk, read after it."""
+        text = self.vm.run("cat /run/count /mnt/count 2>/dev/null || true").split()
+        return (int(text[0]), int(text[1])) if len(text) == 2 else None
+
+    def write(self, name):
+        self.vm.run(f"echo {name} > /run/name; echo {name} > /mnt/name; head -c 1M /dev/urandom > /mnt/{name}; "
+                    f"sha256sum /mnt/{name} > /run/{name}.sum; sync")
+        return eventually(self.counts, "the counter")[0]
+
+    def check(self, name, count):
+        """What is there is of that instant, in memory as on the disk, and goes on."""
+        memory, disk = eventually(self.counts, "the counter")
+        expect(memory <= disk <= memory + 10, f"the memory says {memory}, the disk {disk}")
+        expect(count <= memory < count + 600, f"the counter is {memory}; it was {count} at {name}")
+        expect_equal(self.vm.run("cat /run/name /mnt/name").split(), [name, name], "names in memory and on the disk")
+        self.vm.run(f"sha256sum -c /run/sum && sha256sum -c /run/{name}.sum")
+        eventually(lambda: self.counts()[0] > memory + 3, "the counter goes on")
+        trouble = self.vm.run("dmesg | grep -i 'ext4-fs error\\|i/o error\\|bug:' || true")
+        expect_equal(trouble, "", "the kernel's complaints")
+
+
+@group
+class Checkpoints(Group):
+    """Three checkpoints in a row and a branch from the first, of a guest of two processors and two disks."""
+
+    counts = {}
+
+    def set_up(self):
+        self.disk = self.context.new_disk("tree", "64M")
+        self.other = self.context.new_disk("other", "64M")
+        self.vm = Vm(self.service, "tree", self.image, vcpus=2, disks=[self.disk, self.other])
+        self.service.vmctl("checkpoint", "policy", "tree", "standard")
+        self.vm.boot("initramfs")
+        self.mark = Mark(self.vm)
+        self.mark.begin()
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def create(self, name):
+        self.counts[name] = self.mark.write(name)
+        self.service.vmctl("checkpoint", "create", "tree", "--name", name)
+
+    def apply(self, name, *options):
+        self.service.vmctl("checkpoint", "apply", "tree", name, *options)
+        expect_equal(self.vm.show()["state"], "Saved", "state")
+        self.vm.start()
+        self.mark.check(name, self.counts[name])
+
+    def test_three_in_a_row(self):
+        for name in ("one", "two", "three"):
+            self.create(name)
+            self.mark.check(name, self.counts[name])
+        tree = [(entry["name"], entry["depth"], entry["kind"], entry["current"])
+                for entry in checkpoints(self.service, "tree")]
+        expect_equal(tree, [("one", 0, "standard", False), ("two", 1, "standard", False),
+                            ("three", 2, "standard", True)], "the tree")
+
+    def test_the_first_is_applied_and_a_branch_grows(self):
+        self.mark.write("lost")
+        self.apply("one")
+        self.create("branch")
+        self.mark.check("branch", self.counts["branch"])
+        expect_equal([(entry["name"], entry["depth"]) for entry in checkpoints(self.service, "tree")],
+                     [("one", 0), ("two", 1), ("three", 2), ("branch", 1)], "the tree")
+
+    def test_back_and_forth(self):
+        for name in ("three", "branch", "two", "three"):
+            self.apply(name)
+
+    def test_what_is_now_can_be_kept_first(self):
+        count = self.mark.write("now")
+        self.service.vmctl("checkpoint", "apply", "tree", "two", "--checkpoint-first")
+        self.vm.start()
+        self.mark.check("two", self.counts["two"])
+        kept = next(entry for entry in checkpoints(self.service, "tree") if entry["name"].startswith("tree - ("))
+        self.counts["now"] = count
+        self.service.vmctl("checkpoint", "rename", "tree", kept["id"], "now")
+        self.apply("now")
+
+    def test_the_generation_id_is_another_one_after_an_apply_alone(self):
+        def generation():
+            return self.vm.show()["generation_id"]
+        first = generation()
+        self.service.vmctl("vm", "save", "tree")
+        self.vm.start()
+        self.create("same")
+        expect_equal(generation(), first, "generation id")
+        self.apply("same")
+        expect(generation() != first, "the generation id is the same after an apply")
+
+    def test_the_images_are_sound(self):
+        self.service.vmctl("vm", "save", "tree")
+        files = {disk for entry in checkpoints(self.service, "tree") for disk in entry["disks"]}
+        files |= {disk["path"] for disk in self.vm.show()["disks"]}
+        for file in sorted(files):
+            self.service.vmctl("disk", "check", file)
+            if shutil.which("7zz"):
+                done = subprocess.run(["7zz", "t", file], capture_output=True, text=True, check=False)
+                expect("Everything is Ok" in done.stdout, f"7zz t {file}: {done.stdout[-300:]}{done.stderr}")
+        self.vm.start()
+
+    def test_one_in_the_middle_is_deleted_while_the_guest_runs(self):
+        self.apply("three")
+        gone = named(self.service, "tree", "two")["disks"]
+        self.service.vmctl("checkpoint", "delete", "tree", "two")
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        self.mark.check("three", self.counts["three"])
+        expect_equal(named(self.service, "tree", "three")["parent"], named(self.service, "tree", "one")["id"],
+                     "the parent of 'three'")
+        for name in ("branch", "three", "now"):
+            self.apply(name)
+        expect(gone, "it had disks")
+
+    def test_all_are_deleted_and_one_image_is_left(self):
+        self.apply("three")
+        for entry in checkpoints(self.service, "tree"):
+            if entry["depth"] == 0:
+                self.service.vmctl("checkpoint", "delete", "tree", entry["id"], "--subtree")
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        self.mark.check("three", self.counts["three"])
+        eventually(lambda: [disk["path"] for disk in self.vm.show()["disks"]] == [self.disk, self.other],
+                   "the machine is on its first disks again")
+        left = [name for name in os.listdir(self.context.scratch) if name.endswith(".avhdx")]
+        expect_equal(left, [], "files of checkpoints")
+        self.vm.stop()
+        for disk in (self.disk, self.other):
+            self.service.vmctl("disk", "check", disk)
+
+    def test_fifty_are_allowed(self):
+        """Of a machine that is off."""
+        for number in range(50):
+            self.service.vmctl("checkpoint", "create", "tree", "--name", f"c{number}")
+        _, line = self.service.refused("checkpoint", "create", "tree", "--name", "c50")
+        expect("50" in line, f"no reason in: {line}")
+        self.service.vmctl("checkpoint", "delete", "tree", "c0", "--subtree")
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        expect_equal(checkpoints(self.service, "tree"), [], "checkpoints")

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+// Making a checkpoint. Of a VM without a worker it is a matter of files. A worker takes it at one
+// instant; which of the two there was, the files say: each disk's child is there from that instant
+// on, and the saved state, if there is to be one, when it is whole. So a checkpoint whose children
+// and state are there is one, whoever of us ended in between.
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "vmm/config/vm_files.h"
+#include "vmm/guid/guid.h"
+#include "vmm/manager/checkpoints.h"
+#include "vmm/manager/inventory_record.h"
+#include "vmm/os/file.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr uint64_t kCaptureTimeoutNs = 24ull * 3600 * 1'000'000'000;
+constexpr uint64_t kFreezeTimeoutNs = 60'000'000'000;
+constexpr uint64_t kCallTimeoutNs = 30'000'000'000;
+constexpr uint64_t kFollowNs = 300'000'000;
+
+bool IsWritten(const config::Disk& disk) {
+  return disk.kind() == config::HARD_DISK && !disk.read_only();
+}
+
+Result<void> CheckDisks(const config::Vm& vm) {
+  for (const config::Disk& disk : vm.disks()) {
+    if (disk.shared())
+      return MakeError(Code::kFailedPrecondition,
+                       "'{}': disk '{}' is shared with other virtual machines: there are no "
+                       "checkpoints of it",
+                       vm.name(), disk.path());
+    if (!disk.next().empty())
+      return MakeError(Code::kFailedPrecondition, "'{}': a child of disk '{}' is being made",
+                       vm.name(), disk.path());
+  }
+  return {};
+}
+
+bool Exists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(std::filesystem::symlink_status(path, error));
+}
+
+std::string UpperGuid() {
+  std::string text = Guid::Random().ToString();
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return text;
+}
+
+/// The VM as it is to be with it: its disks are children of what they were.
+config::Vm OnChildren(const config::Vm& vm, const std::string& checkpoint,
+                      google::protobuf::RepeatedPtrField<std::string>* children) {
+  config::Vm next = vm;
+  next.set_parent_checkpoint(checkpoint);
+  for (config::Disk& disk : *next.mutable_disks()) {
+    if (!IsWritten(disk)) continue;
+    disk.set_path(NewLeafPath(disk.path()));
+    *children->Add() = disk.path();
+  }
+  return next;
+}
+
+}  // namespace
+
+Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ended) {
+  if (const config::Job* same = jobs_.FindRequest(options.request_id)) return *same;
+  const VmView view = TRY(inventory_.Get(options.vm));
+  const config::Vm& vm = view.config;
+  if (vm.checkpoint_policy() == config::DISABLED)
+    return MakeError(Code::kFailedPrecondition,
+                     "checkpoints of '{}' are disabled; 'vmctl checkpoint policy' allows them",
+                     vm.name());
+  TRY_VOID(CheckNewCheckpoint(inventory_.Checkpoints(vm.id()),
+                              options.name.empty() ? "default" : options.name));
+  TRY_VOID(CheckDisks(vm));
+  config::Job job = TRY(
+      Begin(config::CREATE_CHECKPOINT, vm.id(), options.request_id, "a checkpoint is being made"));
+  job.set_checkpoint(UpperGuid());
+  merger_.Suspend(vm.id(), [this, alive = alive_, job, options, ended = std::move(ended)] {
+    if (*alive) PlanCreate(job, options, ended);
+  });
+  return job;
+}
+
+void Checkpoints::PlanCreate(config::Job job, const CreateOptions& options, const Ended& ended) {
+  const auto view = inventory_.Get(job.vm());
+  if (!view.ok()) return End(job, view.error(), ended);
+  const bool running = view->status.pid() != 0;
+  const config::CheckpointPolicy policy = view->config.checkpoint_policy();
+  Kind kind =
+      options.kind.value_or(policy == config::STANDARD ? Kind::kStandard : Kind::kProduction);
+  if (!running) kind = Kind::kStandard;  // whatever it is: all of it is in files already
+
+  config::Vm checkpoint = view->config;
+  config::Checkpoint& about = *checkpoint.mutable_checkpoint();
+  about.set_id(job.checkpoint());
+  about.set_created_filetime(FiletimeOfRealtime(loop_.clock().RealtimeNs()));
+  about.set_name(options.name.empty()
+                     ? DefaultCheckpointName(checkpoint.name(), about.created_filetime())
+                     : options.name);
+  about.set_parent(checkpoint.parent_checkpoint());
+  about.set_production(kind == Kind::kProduction);
+  about.set_automatic(options.automatic);
+  checkpoint.set_saved(running ? kind == Kind::kStandard : checkpoint.saved());
+  checkpoint.clear_parent_checkpoint();
+  checkpoint.clear_unneeded_disks();
+  *job.mutable_change()->add_store() =
+      OnChildren(view->config, job.checkpoint(), job.mutable_new_files());
+  if (!running && checkpoint.saved()) {
+    // The saved state is that of both.
+    config::FileChange& change = *job.mutable_change();
+    for (const auto path : {StateFileOf, MemoryFileOf}) {
+      if (path == MemoryFileOf && MemoryFileOf(checkpoint) == StateFileOf(checkpoint)) continue;
+      config::FileLink* link = change.add_links();
+      link->set_from(path(view->config));
+      link->set_to(path(checkpoint));
+    }
+  }
+  *job.mutable_change()->add_store() = std::move(checkpoint);
+  const auto kept = jobs_.Store(job);
+  if (!kept.ok()) return End(job, kept, ended);
+  if (!running) return MakeChildren(job, ended);
+  const bool may_fall_back = !options.kind && policy == config::PRODUCTION;
+  CaptureRunning(job, kind, may_fall_back, ended);
+}
+
+/// Of a VM that nobody runs.
+void Checkpoints::MakeChildren(const config::Job& job, const Ended& ended) {
+  const auto make = [this, job]() -> Result<void> {
+    const config::Vm& checkpoint = job.change().store(1);
+    TRY_VOID(MakeFolders(CheckpointsFolderOf(checkpoint), 0750));
+    for (int i = 0; i < checkpoint.disks_size(); ++i) {
+      if (IsWritten(checkpoint.disks(i)))
+        TRY_VOID(
+            files_.CreateChild(checkpoint.disks(i).path(), job.change().store(0).disks(i).path()));
+    }
+    return {};
+  };
+  OnFiles(make, [this, job, ended](const Result<void>& made) {
+    made.ok() ? Commit(job, ended) : Undo(job, made.error(), ended);
+  });
+}
+
+void Checkpoints::CaptureRunning(const config::Job& job, Kind kind, bool may_fall_back,
+                                 const Ended& ended) {
+  // A worker that ends in between: whoever starts the VM sees by the children what it has come to.
+  const auto view = inventory_.Get(job.vm());
+  if (!view.ok()) return End(job, view.error(), ended);
+  config::Vm noted = view->config;
+  for (int i = 0; i < noted.disks_size(); ++i) {
+    if (IsWritten(noted.disks(i)))
+      noted.mutable_disks(i)->set_next(job.change().store(0).disks(i).path());
+  }
+  const auto kept = inventory_.Store(noted);
+  if (!kept.ok()) return End(job, kept, ended);
+  if (kind == Kind::kProduction) return Freeze(job, may_fall_back, ended);
+  Capture(job, kind, [this, job, ended](const Result<void>& captured) {
+    captured.ok() ? Commit(job, ended) : Undo(job, captured.error(), ended);
+  });
+}
+
+/// The guest's file systems are at rest at the instant, or it is no production checkpoint.
+void Checkpoints::Freeze(const config::Job& job, bool may_fall_back, const Ended& ended) {
+  const auto failed = [this, job, may_fall_back, ended](const Error& error) {
+    Error why = error;
+    if (!may_fall_back)
+      return Undo(job, std::move(why).WithContext("production checkpoint"), ended);
+    spdlog::warn("'{}': a standard checkpoint in place of a production one: {}",
+                 job.change().store(0).name(), error.ToString());
+    config::Job standard = job;
+    config::Vm* checkpoint = standard.mutable_change()->mutable_store(1);
+    checkpoint->mutable_checkpoint()->set_production(false);
+    checkpoint->set_saved(true);
+    const auto kept = jobs_.Store(standard);
+    if (!kept.ok()) return Undo(standard, kept.error(), ended);
+    CaptureRunning(standard, Kind::kStandard, false, ended);
+  };
+  worker::Request freeze;
+  freeze.mutable_freeze_guest()->set_timeout_ns(kFreezeTimeoutNs);
+  inventory_.Call(
+      job.vm(), std::move(freeze), kFreezeTimeoutNs + kCallTimeoutNs,
+      [this, alive = alive_, job, failed, ended](const Result<worker::Reply>& frozen) {
+        if (!*alive) return;
+        if (!frozen.ok()) return failed(frozen.error());
+        Capture(job, Kind::kProduction, [this, job, failed, ended](const Result<void>& captured) {
+          worker::Request thaw;
+          thaw.mutable_thaw_guest();
+          inventory_.Call(
+              job.vm(), std::move(thaw), kCallTimeoutNs,
+              [this, alive = alive_, job, ended, captured](const Result<worker::Reply>& thawed) {
+                if (!*alive) return;
+                if (!captured.ok()) return Undo(job, captured.error(), ended);
+                // Thawed before the disks were taken: they may be anything.
+                if (!thawed.ok()) return Undo(job, thawed.error(), ended);
+                Commit(job, ended);
+              });
+        });
+      });
+}
+
+void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
+  const config::Vm& checkpoint = job.change().store(1);
+  worker::Request request;
+  worker::CaptureRequest& capture = *request.mutable_capture();
+  if (kind == Kind::kStandard) {
+    capture.set_state_path(StateFileOf(checkpoint));
+    if (MemoryFileOf(checkpoint) != capture.state_path())
+      capture.set_memory_path(MemoryFileOf(checkpoint));
+  }
+  capture.set_vm_version(VersionNumber(checkpoint.version()));
+  for (int i = 0; i < checkpoint.disks_size(); ++i) {
+    if (!IsWritten(checkpoint.disks(i))) continue;
+    worker::CreateChildRequest* child = capture.add_children();
+    child->set_controller(checkpoint.disks(i).controller());
+    child->set_lun(checkpoint.disks(i).lun());
+    child->set_path(job.change().store(0).disks(i).path());
+  }
+  jobs_.SetCancel(job.id(), [this, vm = job.vm()] {
+    worker::Request cancel;
+    cancel.mutable_cancel_capture();
+    inventory_.Call(vm, std::move(cancel), kCallTimeoutNs, [](const auto&) {});
+  });
+  FollowCapture(job.id(), job.vm());
+  inventory_.Call(job.vm(), std::move(request), kCaptureTimeoutNs,
+                  [this, alive = alive_, id = job.id(),
+                   done = std::move(done)](const Result<worker::Reply>& reply) {
+                    if (!*alive) return;
+                    if (reply.ok())
+                      jobs_.SetCost(id, reply->capture().pause_ns(),
+                                    reply->capture().bytes_written());
+                    done(reply.ok() ? Result<void>() : reply.error());
+                  });
+}
+
+void Checkpoints::FollowCapture(const std::string& job, const std::string& vm) {
+  followers_[job] = loop_.AddTimer(kFollowNs, [this, job, vm] {
+    worker::Request request;
+    request.mutable_status();
+    inventory_.Call(vm, std::move(request), kCallTimeoutNs,
+                    [this, alive = alive_, job, vm](const Result<worker::Reply>& reply) {
+                      if (!*alive || followers_.count(job) == 0) return;
+                      if (reply.ok())
+                        jobs_.SetProgress(job, reply->status().capture_done(),
+                                          reply->status().capture_total());
+                      FollowCapture(job, vm);
+                    });
+  });
+}
+
+/// A checkpoint that an earlier vmmd had begun: its worker may be at it still.
+void Checkpoints::AwaitCapture(const config::Job& job) {
+  const auto view = inventory_.Get(job.vm());
+  const auto settle = [this, job] {
+    if (IsWhole(job)) return Commit(job, nullptr);
+    Undo(job, Error(Code::kAborted, "it was not whole when vmmd ended, or its virtual machine did"),
+         nullptr);
+  };
+  if (!view.ok() || inventory_.Get(job.vm())->status.state() != worker::RUNNING) return settle();
+  worker::Request request;
+  request.mutable_status();
+  inventory_.Call(job.vm(), std::move(request), kCallTimeoutNs,
+                  [this, alive = alive_, job, settle](const Result<worker::Reply>& reply) {
+                    if (!*alive) return;
+                    if (!reply.ok() || reply->status().capture_total() == 0) return settle();
+                    jobs_.SetProgress(job.id(), reply->status().capture_done(),
+                                      reply->status().capture_total());
+                    followers_[job.id()] =
+                        loop_.AddTimer(kFollowNs, [this, job] { AwaitCapture(job); });
+                  });
+}
+
+bool Checkpoints::IsWhole(const config::Job& job) const {
+  if (job.change().store_size() != 2) return false;
+  const config::Vm& checkpoint = job.change().store(1);
+  const bool all = std::all_of(job.new_files().begin(), job.new_files().end(), Exists);
+  // What was to be linked is linked when the change is made.
+  const bool state =
+      !checkpoint.saved() || job.change().links_size() != 0 || Exists(StateFileOf(checkpoint));
+  return all && state && !job.new_files().empty();
+}
+
+/// A disk whose child is there goes on in it, though there is no checkpoint: what it stands on is
+/// needed by nobody else, and becomes one with it.
+void Checkpoints::SettleChildren(config::Job* job) {
+  const auto view = inventory_.Get(job->vm());
+  if (!view.ok() || job->change().store_size() != 2) return;
+  config::Vm settled = view->config;
+  const config::Vm& next = job->change().store(0);
+  const config::Vm& before = job->change().store(1);
+  for (config::Disk& disk : *settled.mutable_disks()) {
+    for (int i = 0; i < next.disks_size(); ++i) {
+      const std::string& child = next.disks(i).path();
+      if (!IsWritten(next.disks(i)) || (disk.path() != child && disk.next() != child)) continue;
+      disk.clear_next();
+      if (!Exists(child)) continue;
+      disk.set_path(child);
+      AddUnneeded(&settled, before.disks(i).path());
+    }
+  }
+  // Its files are the machine's now.
+  auto& files = *job->mutable_new_files();
+  const auto is_used = [&settled](const std::string& file) {
+    return std::any_of(settled.disks().begin(), settled.disks().end(),
+                       [&file](const config::Disk& disk) { return disk.path() == file; });
+  };
+  files.erase(std::remove_if(files.begin(), files.end(), is_used), files.end());
+  const auto stored = inventory_.Store(settled);
+  if (!stored.ok()) spdlog::error("{}", stored.error().ToString());
+  (void)RemoveFile(MemoryFileOf(before));
+  (void)RemoveFile(StateFileOf(before));
+}
+
+}  // namespace kvmbus::vmm

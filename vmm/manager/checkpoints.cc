@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/manager/checkpoints.h"
+
+#include <algorithm>
+
+#include "vmm/os/file.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+
+Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files)
+    : loop_(loop),
+      inventory_(inventory),
+      jobs_(jobs),
+      files_(files),
+      merger_(loop, inventory, jobs, files) {
+  auto thread = LoopThread::Start("work/files");
+  KVMBUS_ASSERT(thread.ok());
+  file_thread_ = std::move(thread).value();
+  inventory_.SetImageWorker(&merger_);
+  Recover();
+}
+
+Checkpoints::~Checkpoints() {
+  *alive_ = false;
+  inventory_.SetImageWorker(nullptr);
+  for (const auto& [job, timer] : followers_) loop_.CancelTimer(timer);
+}
+
+Result<config::Job> Checkpoints::Begin(config::JobKind kind, const std::string& vm,
+                                       const std::string& request_id, const std::string& what) {
+  TRY_VOID(inventory_.Reserve(vm, what));
+  config::Job job;
+  job.set_kind(kind);
+  job.set_vm(vm);
+  job.set_request_id(request_id);
+  auto begun = jobs_.Begin(std::move(job));
+  if (!begun.ok()) inventory_.Release(vm);
+  return begun;
+}
+
+void Checkpoints::OnFiles(Work work, Ended done) {
+  file_thread_->loop().Post(
+      [this, alive = alive_, work = std::move(work), done = std::move(done)]() mutable {
+        auto result = work();
+        loop_.Post([alive, result = std::move(result), done = std::move(done)] {
+          if (*alive) done(result);
+        });
+      });
+}
+
+void Checkpoints::Commit(config::Job job, const Ended& ended) {
+  jobs_.SetCancel(job.id(), nullptr);
+  job.set_committed(true);
+  auto made = jobs_.Store(job);
+  if (!made.ok()) return Undo(job, made.error(), ended);
+  made = inventory_.Make(job.change());
+  if (made.ok()) return End(job, made, ended);
+  // It has to be made, and this vmmd could not: nothing is done to the VM until another one has.
+  spdlog::critical("job {}: {}; start vmmd anew when the cause is gone", job.id(),
+                   made.error().ToString());
+  if (ended) ended(made);
+}
+
+void Checkpoints::Undo(config::Job job, const Error& error, const Ended& ended) {
+  if (job.kind() == config::CREATE_CHECKPOINT) SettleChildren(&job);
+  for (const std::string& file : job.new_files()) {
+    const auto removed = RemoveFile(file);
+    if (!removed.ok()) spdlog::error("{}", removed.error().ToString());
+  }
+  End(job, error, ended);
+}
+
+void Checkpoints::End(const config::Job& job, const Result<void>& result, const Ended& ended) {
+  if (const auto follower = followers_.extract(job.id())) loop_.CancelTimer(follower.mapped());
+  jobs_.End(job.id(), result);
+  inventory_.Release(job.vm());
+  merger_.Resume(job.vm());
+  if (ended) ended(result);
+}
+
+void Checkpoints::Recover() {
+  for (config::Job& job : jobs_.Unfinished()) {
+    if (job.kind() == config::MERGE_DISKS) {
+      jobs_.End(job.id(), Error(Code::kAborted, "vmmd was restarted; another job goes on with it"));
+      continue;
+    }
+    if (!inventory_.Get(job.vm()).ok()) {
+      jobs_.End(job.id(), Error(Code::kNotFound, "its virtual machine is not there any more"));
+      continue;
+    }
+    (void)inventory_.Reserve(job.vm(), "a job of an earlier vmmd is ended");
+    spdlog::info("job {} ({}) is {}", job.id(), config::JobKind_Name(job.kind()),
+                 job.committed() ? "done to its end" : "undone, unless it is whole");
+    if (job.committed())
+      Commit(job, nullptr);
+    else if (job.kind() == config::CREATE_CHECKPOINT && job.has_change())
+      AwaitCapture(job);
+    else
+      Undo(job, Error(Code::kAborted, "vmmd ended while it was prepared; nothing was changed"),
+           nullptr);
+  }
+  for (const VmView& view : inventory_.List()) merger_.Resume(view.config.id());
+}
+
+Result<config::Job> Checkpoints::Delete(const std::string& vm, const std::string& checkpoint,
+                                        bool subtree, const std::string& request_id, Ended ended) {
+  if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
+  const CheckpointMap all = inventory_.Checkpoints(vm);
+  const std::string id = TRY(FindCheckpoint(all, checkpoint));
+  config::Job job =
+      TRY(Begin(config::DELETE_CHECKPOINT, vm, request_id, "a checkpoint is being deleted"));
+  job.set_checkpoint(id);
+  config::Vm now = TRY(inventory_.Get(vm)).config;
+  const std::string above = all.at(id).checkpoint().parent();
+  const std::vector<std::string> gone = subtree ? SubtreeOf(all, id) : std::vector{id};
+  const auto is_gone = [&gone](const std::string& which) {
+    return std::find(gone.begin(), gone.end(), which) != gone.end();
+  };
+  // First nobody refers to it any more.
+  for (const auto& [other, config] : all) {
+    if (is_gone(other) || !is_gone(config.checkpoint().parent())) continue;
+    config::Vm moved = config;
+    moved.mutable_checkpoint()->set_parent(above);
+    *job.mutable_change()->add_store() = std::move(moved);
+  }
+  if (is_gone(now.parent_checkpoint())) now.set_parent_checkpoint(above);
+  for (const std::string& which : gone) {
+    *job.mutable_change()->add_remove() = all.at(which);
+    for (const config::Disk& disk : all.at(which).disks()) {
+      if (disk.kind() == config::HARD_DISK && !disk.read_only()) AddUnneeded(&now, disk.path());
+    }
+  }
+  *job.mutable_change()->add_store() = std::move(now);
+  merger_.Suspend(vm, [this, alive = alive_, job, ended = std::move(ended)] {
+    if (*alive) Commit(job, ended);
+  });
+  return job;
+}
+
+Result<void> Checkpoints::Rename(const std::string& vm, const std::string& checkpoint,
+                                 const std::string& name) {
+  CheckpointMap all = inventory_.Checkpoints(vm);
+  const std::string id = TRY(FindCheckpoint(all, checkpoint));
+  config::Vm renamed = all.at(id);
+  all.erase(id);
+  TRY_VOID(CheckNewCheckpoint(all, name));
+  renamed.mutable_checkpoint()->set_name(name);
+  TRY_VOID(inventory_.Reserve(vm, "a checkpoint is being renamed"));
+  const auto stored = inventory_.Store(renamed);
+  inventory_.Release(vm);
+  return stored;
+}
+
+}  // namespace kvmbus::vmm

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Checkpoints: made, applied, renamed and deleted, each as a job.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "vmm/checkpoint/disk_files.h"
+#include "vmm/manager/disk_merger.h"
+#include "vmm/manager/inventory.h"
+#include "vmm/manager/jobs.h"
+
+namespace kvmbus::vmm {
+
+/// A job that changes files comes in two halves. First it prepares: new files that nobody names
+/// yet. If that fails, or vmmd ends in it, they are removed, and nothing has been. Then it commits:
+/// the whole change is written into the job's file, and made; a vmmd that ends in it makes it again
+/// when it starts, before it serves anybody.
+///
+/// Home: the manager's loop, functions and callbacks. File work is done on a thread of its own.
+class Checkpoints {
+ public:
+  enum class Kind { kStandard, kProduction };
+  struct CreateOptions {
+    std::string vm;            ///< id
+    std::string name;          ///< "": the default
+    std::string request_id;    ///< asked for again, it is the same job
+    std::optional<Kind> kind;  ///< none: as the VM's policy says
+    bool automatic = false;
+  };
+  using Ended = std::function<void(const Result<void>&)>;
+
+  /// Ends what an earlier vmmd left: before anybody else uses the inventory.
+  Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files);
+  ~Checkpoints();
+
+  /// `ended` may be null.
+  Result<config::Job> Create(const CreateOptions& options, Ended ended);
+  /// The VM is turned off if it runs. It is Saved afterwards, or Off if the checkpoint has no
+  /// memory; what it had before is gone, unless `checkpoint_first`.
+  Result<config::Job> Apply(const std::string& vm, const std::string& checkpoint,
+                            bool checkpoint_first, const std::string& request_id, Ended ended);
+  /// And all that grew from it, with `subtree`. Disks are merged afterwards, in the background.
+  Result<config::Job> Delete(const std::string& vm, const std::string& checkpoint, bool subtree,
+                             const std::string& request_id, Ended ended);
+  Result<void> Rename(const std::string& vm, const std::string& checkpoint,
+                      const std::string& name);
+
+  DiskMerger& merger() { return merger_; }
+
+ private:
+  using Work = std::function<Result<void>()>;
+
+  Result<config::Job> Begin(config::JobKind kind, const std::string& vm,
+                            const std::string& request_id, const std::string& what);
+  /// Runs `work` on the thread for files.
+  void OnFiles(Work work, Ended done);
+  void Recover();
+  void Commit(config::Job job, const Ended& ended);
+  void Undo(config::Job job, const Error& error, const Ended& ended);
+  void End(const config::Job& job, const Result<void>& result, const Ended& ended);
+
+  // checkpoint_create.cc
+  void PlanCreate(config::Job job, const CreateOptions& options, const Ended& ended);
+  void MakeChildren(const config::Job& job, const Ended& ended);
+  void CaptureRunning(const config::Job& job, Kind kind, bool may_fall_back, const Ended& ended);
+  void Freeze(const config::Job& job, bool may_fall_back, const Ended& ended);
+  void Capture(const config::Job& job, Kind kind, Ended done);
+  void FollowCapture(const std::string& job, const std::string& vm);
+  void AwaitCapture(const config::Job& job);
+  bool IsWhole(const config::Job& job) const;
+  void SettleChildren(config::Job* job);
+
+  // checkpoint_apply.cc
+  void StartApply(const config::Job& job, const Ended& ended);
+  void PlanApply(config::Job job, const Ended& ended);
+
+  Loop& loop_;
+  Inventory& inventory_;
+  Jobs& jobs_;
+  DiskFiles& files_;
+  DiskMerger merger_;
+  std::unique_ptr<LoopThread> file_thread_;
+  std::map<std::string, Loop::TimerId> followers_;  // by job
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace kvmbus::vmm

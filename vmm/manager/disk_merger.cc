@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/manager/disk_merger.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "vmm/os/file.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr uint64_t kRetryNs = 30'000'000'000;
+constexpr uint64_t kLeftNs = 1'000'000'000;
+constexpr uint64_t kFollowNs = 500'000'000;
+constexpr size_t kMaxDepth = 64;
+
+/// A symbolic link is what a live merge of a top leaves of its name: the file is gone.
+bool IsThere(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::is_regular_file(std::filesystem::symlink_status(path, error));
+}
+
+bool IsWritten(const config::Disk& disk) {
+  return disk.kind() == config::HARD_DISK && !disk.read_only();
+}
+
+/// Replaces the name of a disk; whether it was there.
+bool Rename(config::Vm* vm, const std::string& from, const std::string& to) {
+  bool found = false;
+  for (config::Disk& disk : *vm->mutable_disks()) {
+    if (!IsWritten(disk) || disk.path() != from) continue;
+    disk.set_path(to);
+    found = true;
+  }
+  return found;
+}
+
+std::set<std::string> UnneededOf(const config::Vm& vm) {
+  return {vm.unneeded_disks().begin(), vm.unneeded_disks().end()};
+}
+
+void SetUnneeded(config::Vm* vm, const std::set<std::string>& files) {
+  vm->clear_unneeded_disks();
+  for (const std::string& file : files) vm->add_unneeded_disks(file);
+}
+
+}  // namespace
+
+void AddUnneeded(config::Vm* vm, const std::string& file) {
+  std::set<std::string> files = UnneededOf(*vm);
+  files.insert(file);
+  SetUnneeded(vm, files);
+}
+
+DiskMerger::DiskMerger(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files)
+    : loop_(loop), inventory_(inventory), jobs_(jobs), files_(files), operations_(inventory) {
+  auto thread = LoopThread::Start("work/merge");
+  KVMBUS_ASSERT(thread.ok());
+  thread_ = std::move(thread).value();
+}
+
+DiskMerger::~DiskMerger() {
+  *alive_ = false;
+  for (auto& [vm, task] : tasks_) {
+    if (task.cancelled) *task.cancelled = true;
+    loop_.CancelTimer(task.timer);
+  }
+}
+
+void DiskMerger::OnFiles(const std::function<Result<void>()>& work, Done done) {
+  thread_->loop().Post([this, alive = alive_, work, done = std::move(done)]() mutable {
+    auto result = work();
+    loop_.Post([alive, result = std::move(result), done = std::move(done)] {
+      if (*alive) done(result);
+    });
+  });
+}
+
+void DiskMerger::Suspend(const std::string& vm, std::function<void()> idle) {
+  Task& task = tasks_[vm];
+  ++task.suspended;
+  if (!task.working) return idle();
+  task.waiters.push_back(std::move(idle));
+  *task.cancelled = true;
+  if (!task.live_file.empty()) operations_.Cancel(task.live_file, [](const Result<void>&) {});
+}
+
+void DiskMerger::Resume(const std::string& vm) {
+  Task& task = tasks_[vm];
+  if (task.suspended > 0) --task.suspended;
+  Pump(vm);
+}
+
+/// Takes the next step, if there is one to take.
+void DiskMerger::Pump(const std::string& vm) {
+  Task& task = tasks_[vm];
+  const auto view = inventory_.Get(vm);
+  if (task.suspended != 0 || task.working || !view.ok()) return;
+  loop_.CancelTimer(task.timer);
+  task.timer = 0;
+  const config::Vm& config = view->config;
+  if (config.unneeded_disks().empty() && !config.has_merging()) return Ended(vm, {}, true);
+  task.working = true;
+  task.cancelled = std::make_shared<std::atomic<bool>>(false);
+  if (task.job.empty()) {
+    config::Job job;
+    job.set_kind(config::MERGE_DISKS);
+    job.set_vm(vm);
+    if (auto begun = jobs_.Begin(std::move(job)); begun.ok()) task.job = begun->id();
+  }
+  if (config.has_merging()) return Merge(vm, config.merging(), true);
+  auto plan = std::make_shared<Result<Plan>>(Plan());
+  OnFiles(
+      [this, plan, config, checkpoints = inventory_.Checkpoints(vm)]() -> Result<void> {
+        *plan = MakePlan(config, checkpoints);
+        return {};
+      },
+      [this, vm, plan](const Result<void>&) { OnPlan(vm, *plan); });
+}
+
+/// Reads the images' parents.
+Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
+                                              const CheckpointMap& checkpoints) {
+  Plan plan;
+  std::vector<std::string> tops;
+  const auto name = [&](const config::Vm& config) {
+    for (const config::Disk& disk : config.disks()) {
+      if (disk.kind() != config::HARD_DISK) continue;
+      plan.forest.named.insert(disk.path());
+      tops.push_back(disk.path());
+    }
+  };
+  name(vm);
+  for (const auto& [id, checkpoint] : checkpoints) name(checkpoint);
+  for (const std::string& file : vm.unneeded_disks()) {
+    IsThere(file) ? tops.push_back(file) : void(plan.missing.insert(file));
+  }
+  for (std::string file : tops) {
+    for (size_t depth = 0; !file.empty() && plan.forest.parents.count(file) == 0; ++depth) {
+      if (depth > kMaxDepth) return MakeError(Code::kDataLoss, "'{}' has too many parents", file);
+      file = plan.forest.parents[file] = TRY(files_.ParentOf(file));
+    }
+  }
+  AddForeign(UnneededOf(vm), &plan.forest);
+  for (const std::string& file : vm.unneeded_disks()) {
+    // A disk that was not made for a checkpoint is its owner's, whoever has it now.
+    if (!IsLeafPath(file) && plan.forest.named.count(file) == 0 &&
+        plan.forest.ChildrenOf(file).empty())
+      plan.missing.insert(file);
+  }
+  plan.step = plan.forest.NextStep(UnneededOf(vm));
+  return plan;
+}
+
+/// Images beside those that may go, which stand on one of them and belong to no configuration: a
+/// disk that was detached, for one.
+void DiskMerger::AddForeign(const std::set<std::string>& unneeded, DiskForest* forest) {
+  std::set<std::string> folders;
+  for (const std::string& file : unneeded)
+    folders.insert(std::filesystem::path(file).parent_path().string());
+  std::error_code error;
+  for (const std::string& folder : folders) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+      const std::string path = entry.path().string(), extension = entry.path().extension().string();
+      const bool image = extension == ".avhdx" || extension == ".vhdx" || extension == ".avhd" ||
+                         extension == ".vhd";
+      if (!image || forest->parents.count(path) != 0 || !IsThere(path)) continue;
+      const auto parent = files_.ParentOf(path);
+      if (!parent.ok() || unneeded.count(*parent) == 0) continue;
+      forest->parents[path] = *parent;
+      forest->foreign.insert(path);
+    }
+  }
+}
+
+void DiskMerger::OnPlan(const std::string& vm, const Result<Plan>& plan) {
+  if (!plan.ok()) return Ended(vm, plan.error(), false);
+  const auto view = inventory_.Get(vm);
+  if (!view.ok()) return Ended(vm, view.error(), false);
+  if (*tasks_[vm].cancelled) return Ended(vm, Error(Code::kCancelled, "cancelled"), false);
+  if (!plan->missing.empty()) {
+    config::Vm changed = view->config;
+    std::set<std::string> files = UnneededOf(changed);
+    for (const std::string& file : plan->missing) files.erase(file);
+    SetUnneeded(&changed, files);
+    return Ended(vm, inventory_.Store(changed), false);
+  }
+  // Files that two states grew from wait until one of them is gone.
+  if (!plan->step) return Ended(vm, {}, true);
+  if (plan->step->kind == DiskForest::Step::Kind::kDelete) return Delete(vm, *plan);
+  config::Vm changed = view->config;
+  config::DiskMerge& merge = *changed.mutable_merging();
+  merge.set_file(plan->step->file);
+  merge.set_into(plan->step->into);
+  for (const std::string& child : plan->forest.ChildrenOf(merge.file())) merge.add_children(child);
+  if (const auto stored = inventory_.Store(changed); !stored.ok()) return Ended(vm, stored, false);
+  Merge(vm, merge, false);
+}
+
+void DiskMerger::Delete(const std::string& vm, const Plan& plan) {
+  auto done = RemoveFile(plan.step->file);
+  const auto view = inventory_.Get(vm);
+  if (done.ok() && view.ok()) {
+    config::Vm changed = view->config;
+    std::set<std::string> files = UnneededOf(changed);
+    files.erase(plan.step->file);
+    SetUnneeded(&changed, files);
+    done = inventory_.Store(changed);
+  }
+  Ended(vm, done, false);
+}
+
+/// `may_be_done`: by somebody who ended before it was noted.
+void DiskMerger::Merge(const std::string& vm, const config::DiskMerge& merge, bool may_be_done) {
+  if (may_be_done && !IsThere(merge.file())) return FinishMerge(vm, merge);
+  const auto view = inventory_.Get(vm);
+  if (!view.ok() || view->status.pid() == 0) return MergeHere(vm, merge);
+  tasks_[vm].live_file = merge.file();
+  FollowLive(vm);
+  operations_.Merge(merge.file(), [this, alive = alive_, vm, merge](const Result<void>& merged) {
+    if (!*alive) return;
+    tasks_[vm].live_file.clear();
+    if (merged.ok()) return FinishMerge(vm, merge);
+    // The machine that runs stands on other branches.
+    if (merged.error().code() == Code::kNotFound) return MergeHere(vm, merge);
+    Ended(vm, merged, false);
+  });
+}
+
+void DiskMerger::FollowLive(const std::string& vm) {
+  loop_.AddTimer(kFollowNs, [this, alive = alive_, vm] {
+    if (!*alive || tasks_[vm].live_file.empty()) return;
+    operations_.Find(tasks_[vm].live_file,
+                     [this, alive, vm](const Result<DiskOperations::Place>& place) {
+                       if (!*alive || tasks_[vm].live_file.empty()) return;
+                       if (place.ok() && place->disk.total() != 0)
+                         jobs_.SetProgress(tasks_[vm].job, place->disk.done(), place->disk.total());
+                       FollowLive(vm);
+                     });
+  });
+}
+
+void DiskMerger::MergeHere(const std::string& vm, const config::DiskMerge& merge) {
+  const Task& task = tasks_[vm];
+  const auto work = [this, merge, alive = alive_, cancelled = task.cancelled, job = task.job] {
+    return files_.Merge(merge.file(), [&](uint64_t done, uint64_t total) {
+      loop_.Post([this, alive, job, done, total] {
+        if (*alive) jobs_.SetProgress(job, done, total);
+      });
+      return !cancelled->load();
+    });
+  };
+  OnFiles(work, [this, vm, merge](const Result<void>& merged) {
+    merged.ok() ? FinishMerge(vm, merge) : Ended(vm, merged, false);
+  });
+}
+
+/// The file is gone. Who stood on it stands on what it was merged into.
+void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& merge) {
+  const auto relink = [this, merge]() -> Result<void> {
+    for (const std::string& child : merge.children()) {
+      if (!IsThere(child)) continue;
+      const auto parent = files_.ParentOf(child);  // a running machine's is linked already
+      if (parent.ok() && *parent == merge.into()) continue;
+      TRY_VOID(files_.Reparent(child, merge.into()));
+    }
+    return {};
+  };
+  OnFiles(relink, [this, vm, merge](const Result<void>& linked) {
+    if (!linked.ok()) return Ended(vm, linked, false);
+    const auto view = inventory_.Get(vm);
+    if (!view.ok()) return Ended(vm, view.error(), false);
+    for (auto& [id, checkpoint] : inventory_.Checkpoints(vm)) {
+      config::Vm changed = checkpoint;
+      if (!Rename(&changed, merge.file(), merge.into())) continue;
+      if (const auto stored = inventory_.Store(changed); !stored.ok())
+        return Ended(vm, stored, false);
+    }
+    config::Vm changed = view->config;
+    Rename(&changed, merge.file(), merge.into());
+    std::set<std::string> files = UnneededOf(changed);
+    // What was merged is now what its parent was, and needed as much as it was itself.
+    if (files.erase(merge.file()) == 0) files.erase(merge.into());
+    SetUnneeded(&changed, files);
+    changed.clear_merging();
+    Ended(vm, inventory_.Store(changed), false);
+  });
+}
+
+/// Of one step; and of all there is to do, or for now.
+void DiskMerger::Ended(const std::string& vm, const Result<void>& result, bool all_done) {
+  Task& task = tasks_[vm];
+  task.working = false;
+  task.cancelled.reset();
+  const bool cancelled = !result.ok() && result.error().code() == Code::kCancelled;
+  const bool left = !result.ok() && result.error().code() == Code::kUnavailable;
+  if (!task.job.empty() && (all_done || (!result.ok() && !cancelled && !left)))
+    jobs_.End(std::exchange(task.job, ""), result);
+  for (const auto& waiter : std::exchange(task.waiters, {})) waiter();
+  if (all_done || task.suspended != 0) return;
+  if (result.ok() || cancelled) return Pump(vm);
+  // If the machine that did it has ended, its files can be had here in a moment.
+  task.timer = loop_.AddTimer(left ? kLeftNs : kRetryNs, [this, vm] { Pump(vm); });
+}
+
+}  // namespace kvmbus::vmm

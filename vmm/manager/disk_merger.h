@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// DiskMerger: gets rid of the image files that no checkpoint needs any more, in the background.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "vmm/checkpoint/disk_files.h"
+#include "vmm/checkpoint/disk_forest.h"
+#include "vmm/event/loop.h"
+#include "vmm/manager/disk_operations.h"
+#include "vmm/manager/inventory.h"
+#include "vmm/manager/jobs.h"
+
+namespace kvmbus::vmm {
+
+/// Notes that a configuration needs the file no more.
+void AddUnneeded(config::Vm* vm, const std::string& file);
+
+/// Works on one file of a VM at a time: of a running VM by its worker, else here. What is owed is
+/// in the VM's configuration (`unneeded_disks`, `merging`), so that it survives every restart.
+///
+/// Home: the manager's loop; merges of files that nobody uses run on a thread of its own.
+class DiskMerger final : public ImageWorker {
+ public:
+  DiskMerger(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files);
+  ~DiskMerger() override;
+
+  /// Stops what is done for the VM; `idle` is called when nothing is, and nothing is until Resume.
+  /// The two are counted.
+  void Suspend(const std::string& vm, std::function<void()> idle) override;
+  void Resume(const std::string& vm) override;
+
+ private:
+  struct Task {
+    int suspended = 0;
+    bool working = false;
+    std::shared_ptr<std::atomic<bool>> cancelled;  ///< of what is working
+    std::string live_file;                         ///< that a worker merges
+    std::vector<std::function<void()>> waiters;
+    std::string job;  ///< "": none yet
+    Loop::TimerId timer = 0;
+  };
+  struct Plan {
+    std::optional<DiskForest::Step> step;
+    DiskForest forest;
+    std::set<std::string> missing;  ///< files that are gone, or are not ours to delete
+  };
+  using Done = std::function<void(const Result<void>&)>;
+
+  void Pump(const std::string& vm);
+  void OnPlan(const std::string& vm, const Result<Plan>& plan);
+  void Delete(const std::string& vm, const Plan& plan);
+  void Merge(const std::string& vm, const config::DiskMerge& merge, bool may_be_done);
+  void MergeHere(const std::string& vm, const config::DiskMerge& merge);
+  void FinishMerge(const std::string& vm, const config::DiskMerge& merge);
+  void FollowLive(const std::string& vm);
+  void OnFiles(const std::function<Result<void>()>& work, Done done);
+  void Ended(const std::string& vm, const Result<void>& result, bool all_done);
+  void AddForeign(const std::set<std::string>& unneeded, DiskForest* forest);
+  Result<Plan> MakePlan(const config::Vm& vm, const CheckpointMap& checkpoints);
+
+  Loop& loop_;
+  Inventory& inventory_;
+  Jobs& jobs_;
+  DiskFiles& files_;
+  DiskOperations operations_;
+  std::map<std::string, Task> tasks_;  // by VM
+  std::unique_ptr<LoopThread> thread_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace kvmbus::vmm
