@@ -17,12 +17,6 @@ namespace {
 constexpr vmm::Guid kInterface = vmm::MakeGuid("35fa2e29-ea23-4236-96ae-3a6ebacba440");
 constexpr uint64_t kSecondNs = 1'000'000'000;
 
-Error NotReady() {
-  return Error(Code::kFailedPrecondition,
-               "the guest's backup service is not ready: wait until it has booted and loaded "
-               "hv_utils");
-}
-
 Error TakesNoMessages() {
   return Error(Code::kUnavailable, "the guest does not take messages now; try again");
 }
@@ -282,6 +276,14 @@ bool VssDevice::RestoreState(const state::IntegrationService& state) {
 }
 
 // --- what the above share ---
+
+Error VssDevice::NotReady() const {
+  if (open() && !started_)
+    return Error(Code::kFailedPrecondition, "the virtual machine does not run: resume it first");
+  return Error(Code::kFailedPrecondition,
+               "the guest's backup service is not ready: wait until it has booted and loaded "
+               "hv_utils");
+}
 
 bool VssDevice::Send(uint8_t operation) {
   ic::VssBody body = {};

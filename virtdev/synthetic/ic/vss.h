@@ -61,6 +61,7 @@ class VssDevice final : public IcDevice {
   bool RestoreState(const state::IntegrationService& state) override;
 
   bool ready() const { return started_ && version().has_value(); }
+  vmm::Error NotReady() const;
   bool Send(uint8_t operation);
   void SendFreeze();
   void OnFreezeTimeout(uint64_t timeout_ns);

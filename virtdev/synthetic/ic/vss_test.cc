@@ -361,6 +361,7 @@ TEST_F(VssTest, AStopEndsAFreezeAndTheStartThaws) {
   Advance(1000);
   Freeze();
   EXPECT_EQ(CodeOf(freeze_), vmm::Code::kFailedPrecondition) << "it is stopped";
+  EXPECT_NE(TextOf(freeze_).find("resume it"), std::string::npos) << TextOf(freeze_);
   device_.Start();
   Turn();
   Answer(Expect(kVssThaw));
