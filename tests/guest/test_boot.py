@@ -26,7 +26,7 @@ class OneProcessor(Group):
         expect_equal(self.vm.run("nproc"), "1", "processors")
         expect_equal(self.vm.run("grep ' / ' /proc/mounts | cut -d' ' -f1,3"), "/dev/sda1 ext4", "root")
         drivers = self.vm.run("for d in /sys/bus/vmbus/devices/*/driver; do basename $(readlink $d); done").split()
-        expect_equal(sorted(drivers), ["hv_storvsc", "hv_utils", "hv_utils", "hv_utils"], "drivers of VMBus devices")
+        expect_equal(sorted(drivers), ["hv_storvsc"] + 4 * ["hv_utils"], "drivers of VMBus devices")
 
     def test_heartbeat(self):
         self.vm.wait("heartbeat", 120)
