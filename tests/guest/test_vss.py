@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's file systems brought to rest by its own backup service, and never left so."""
 
+import shutil
 import time
 
 from service import Vm
@@ -133,3 +134,58 @@ class Backup(BackupGroup):
     def test_a_wrong_timeout_is_refused(self):
         status, line = self.service.refused("vm", "freeze", self.name, "--timeout", "601")
         expect("600 s" in line, f"status {status}: {line}")
+
+
+@group
+class DataBase(BackupGroup):
+    """An SQLite data base that is written all the time."""
+
+    name = "database"
+
+    def set_up(self):
+        super().set_up()
+        self.vm.run("sqlload /mnt/db /run/committed >/run/sqlload 2>&1 &")
+
+    def committed(self):
+        return self.number("/run/committed")
+
+    def await_commits(self, before):
+        eventually(lambda: self.committed() > before + 10, "more transactions")
+
+    def test_freezes_do_it_no_harm(self):
+        for _ in range(3):
+            self.await_commits(self.committed())
+            self.freeze()
+            before = self.committed()
+            time.sleep(2)
+            expect_equal(self.committed(), before, "the last transaction of a frozen guest")
+            self.thaw()
+        self.await_commits(before)
+        self.vm.run("killall sqlload sqlite3; while pidof sqlite3 >/dev/null; do usleep 100000; done")
+        self.vm.run(f"sqlcheck /mnt/db {self.committed()}")
+        expect_equal(self.vm.run("cat /run/sqlload"), "", "what sqlite3 complained of")
+
+    def test_a_copy_of_the_frozen_disk_has_all_that_was_committed(self):
+        self.vm.run("sqlload /mnt/db /run/committed >/run/sqlload 2>&1 &")
+        self.await_commits(self.committed())
+        copy = f"{self.context.scratch}/copy.vhdx"
+        self.freeze()
+        committed = self.committed()
+        shutil.copyfile(self.disk, copy)
+        self.thaw()
+        self.await_commits(committed)
+        self.service.vmctl("disk", "attach", self.name, copy, "--location", "5")
+        device = self.vm.run("lun 5")
+        self.vm.run(f"e2fsck -fn {device} && mkdir -p /run/copy && mount -t ext4 {device} /run/copy")
+        rows = int(self.vm.run(f"sqlcheck /run/copy/db {committed}"))
+        expect(rows <= committed + 10, f"{rows} rows are in the copy, {committed} were committed")
+
+    def test_a_check_finds_a_missing_and_a_changed_row(self):
+        """Else the two before prove nothing."""
+        self.vm.run("killall sqlload sqlite3; while pidof sqlite3 >/dev/null; do usleep 100000; done")
+        rows = int(self.vm.run("sqlcheck /mnt/db"))
+        for change in ("DELETE FROM load WHERE number = 7", "UPDATE load SET text = 'x' WHERE number = 7"):
+            said = self.vm.run(f"cp /mnt/db /run/bad && sqlite3 /run/bad \"{change}\" && sqlcheck /run/bad; "
+                               "echo status $?")
+            expect("status 1" in said, f"after '{change}': {said}")
+        expect("status 1" in self.vm.run(f"sqlcheck /mnt/db {rows + 1}; echo status $?"), "a lost row was not missed")
