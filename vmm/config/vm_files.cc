@@ -23,9 +23,7 @@ std::string StemBelow(const config::Vm& vm) {
 std::string MachinesFolderOf(const config::Vm& vm) { return vm.folder() + "/Virtual Machines"; }
 std::string CheckpointsFolderOf(const config::Vm& vm) { return vm.folder() + "/Snapshots"; }
 
-std::string ConfigFileOf(const config::Vm& vm) {
-  return Stem(vm) + (IsXml(vm) ? ".xml" : ".vmcx");
-}
+std::string ConfigFileOf(const config::Vm& vm) { return Stem(vm) + (IsXml(vm) ? ".xml" : ".vmcx"); }
 
 std::string StateFileOf(const config::Vm& vm) {
   return IsXml(vm) ? StemBelow(vm) + ".vsv" : Stem(vm) + ".vmrs";
