@@ -1,103 +1,178 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
-#include <dirent.h>
-#include <isa-l/crc.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
+#include <set>
 
+#include "vmm/config/config_file.h"
+#include "vmm/config/config_registry.h"
+#include "vmm/config/config_upgrade.h"
+#include "vmm/config/vm_files.h"
+#include "vmm/config/vm_tree.h"
+#include "vmm/os/clock.h"
 #include "vmm/os/file.h"
 
 namespace kvmbus::vmm {
 namespace {
 
-constexpr std::string_view kMagic = "KVMBCFG1";
-constexpr std::string_view kVmSuffix = ".vm";
-constexpr std::string_view kCheckpointSuffix = ".checkpoint";
-constexpr uint64_t kFileLimit = 1u << 20;
-
-struct FileHeader {
-  char magic[8];
-  uint32_t crc32c;
-  uint32_t bytes;
-};
-
-uint32_t Crc32c(const std::string& bytes) {
-  auto* data = reinterpret_cast<unsigned char*>(const_cast<char*>(bytes.data()));
-  return ~crc32_iscsi(data, static_cast<int>(bytes.size()), ~0u);
-}
+bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 class FileConfigStore final : public ConfigStore {
  public:
-  explicit FileConfigStore(std::string folder) : folder_(std::move(folder)) {}
+  FileConfigStore(std::string folder, FileOperations& files)
+      : folder_(std::move(folder)), files_(files), registry_(files, folder_ + "/data.vmcx") {}
+
+  Result<void> Open() {
+    if (TRY(registry_.Load())) return {};
+    for (const std::string& path : OwnFiles()) {
+      const auto file = ReadConfigFile(path);
+      if (file.ok()) TRY_VOID(registry_.Register(file->vm.id(), path));
+    }
+    return {};
+  }
 
   Result<Listing> List() override {
     Listing listing;
-    DIR* folder = ::opendir(folder_.c_str());
-    if (folder == nullptr) return Error::FromErrno(errno, fmt::format("opening '{}'", folder_));
-    while (const dirent* entry = ::readdir(folder)) {
-      const std::string name = entry->d_name;
-      if (!name.ends_with(kVmSuffix) && !name.ends_with(kCheckpointSuffix)) continue;
-      auto vm = Load(folder_ + "/" + name);
-      if (!vm.ok())
-        listing.damaged.push_back(std::move(vm.error()));
-      else if (vm->has_checkpoint())
-        listing.checkpoints.push_back(std::move(vm).value());
-      else
-        listing.vms.push_back(std::move(vm).value());
+    listing.damaged = SettleUpgrades(files_, registry_);
+    std::set<std::string> folders = {CheckpointsFolderOf(Own())};
+    for (const auto& [id, path] : registry_.machines()) {
+      auto file = ReadConfigFile(path);
+      if (file.ok() && (file->vm.id() != id || file->vm.has_checkpoint()))
+        file = MakeError(Code::kDataLoss, "configuration '{}' is not of the virtual machine {}",
+                         path, id);
+      if (!file.ok()) {
+        listing.damaged.push_back(std::move(file.error()));
+        continue;
+      }
+      folders.insert(CheckpointsFolderOf(file->vm));
+      listing.vms.push_back(std::move(file->vm));
     }
-    ::closedir(folder);
+    for (const std::string& folder : folders) ListCheckpoints(folder, &listing);
+    ListStrangers(&listing);
     return listing;
   }
 
-  Result<void> Save(const config::Vm& vm) override {
-    const std::string body = vm.SerializeAsString();
-    FileHeader header;
-    std::memcpy(header.magic, kMagic.data(), sizeof(header.magic));
-    header.crc32c = Crc32c(body);
-    header.bytes = static_cast<uint32_t>(body.size());
-    const std::string content =
-        std::string(reinterpret_cast<const char*>(&header), sizeof(header)) + body;
-    return ReplaceFile(PathOf(vm), content, 0640);
+  Result<void> Save(const config::Vm& given) override {
+    config::Vm vm = given;
+    if (vm.folder().empty()) vm.set_folder(folder_);
+    const std::string path = ConfigFileOf(vm);
+    Key tree;
+    if (Exists(path)) {
+      if (!vm.has_checkpoint() && registry_.machines().count(vm.id()) == 0)
+        return MakeError(Code::kAlreadyExists,
+                         "'{}' is there already, and no virtual machine's; move it away", path);
+      tree = TRY(ReadConfigTree(path));
+    }
+    WriteVmTree(vm, FileTimeOf(SystemClock().RealtimeNs()), &tree);
+    const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
+    TRY_VOID(files_.Replace(path, content));
+    TRY_VOID(WriteMirror(vm, tree));
+    if (vm.has_checkpoint()) return {};
+    const auto known = registry_.machines().find(vm.id());
+    if (known != registry_.machines().end() && known->second == path) return {};
+    return registry_.Register(vm.id(), path);
   }
 
-  Result<void> Delete(const config::Vm& vm) override {
-    if (::unlink(PathOf(vm).c_str()) < 0)
-      return Error::FromErrno(errno, fmt::format("deleting '{}'", PathOf(vm)));
-    return SyncFolder(folder_);
+  Result<void> Delete(const config::Vm& given) override {
+    config::Vm vm = given;
+    if (vm.folder().empty()) vm.set_folder(folder_);
+    if (!vm.has_checkpoint()) {
+      if (registry_.machines().count(vm.id()) == 0)
+        return MakeError(Code::kNotFound, "there is no virtual machine {}", vm.id());
+      TRY_VOID(registry_.Unregister(vm.id()));
+    } else if (!Exists(ConfigFileOf(vm))) {
+      return MakeError(Code::kNotFound, "there is no checkpoint '{}'", ConfigFileOf(vm));
+    }
+    TRY_VOID(files_.Remove(ConfigFileOf(vm)));
+    TRY_VOID(files_.Remove(StateFileOf(vm)));
+    return files_.Remove(MemoryFileOf(vm));
+  }
+
+  Result<config::Vm> Upgrade(const config::Vm& given) override {
+    config::Vm vm = given;
+    if (vm.folder().empty()) vm.set_folder(folder_);
+    if (vm.version() != VersionName(kVersion50) || vm.has_checkpoint() ||
+        registry_.machines().count(vm.id()) == 0)
+      return MakeError(Code::kFailedPrecondition, "'{}' has version {}; {} can be upgraded",
+                       vm.name(), vm.version(), VersionName(kVersion50));
+    return UpgradeConfig(files_, registry_, vm);
   }
 
  private:
-  std::string PathOf(const config::Vm& vm) const {
-    if (vm.has_checkpoint())
-      return fmt::format("{}/{}{}", folder_, vm.checkpoint().id(), kCheckpointSuffix);
-    return fmt::format("{}/{}{}", folder_, vm.id(), kVmSuffix);
+  /// Nobody, in the store's own folder.
+  config::Vm Own() const {
+    config::Vm own;
+    own.set_folder(folder_);
+    return own;
+  }
+  /// Machines there, registered or not.
+  std::vector<std::string> OwnFiles() const { return ConfigFilesIn(MachinesFolderOf(Own())); }
+
+  /// Once: afterwards it may be a saved state.
+  Result<void> WriteMirror(const config::Vm& vm, const Key& tree) {
+    if (vm.version() == VersionName(kVersion50) || vm.has_checkpoint() || vm.saved() ||
+        Exists(StateFileOf(vm)))
+      return {};
+    return files_.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
   }
 
-  static Result<config::Vm> Load(const std::string& path) {
-    const std::string content = TRY(ReadWholeFile(path, kFileLimit));
-    FileHeader header;
-    const Error damaged = MakeError(Code::kDataLoss, "configuration '{}' is damaged", path);
-    if (content.size() < sizeof(header)) return damaged;
-    std::memcpy(&header, content.data(), sizeof(header));
-    const std::string body = content.substr(sizeof(header));
-    config::Vm vm;
-    if (std::memcmp(header.magic, kMagic.data(), sizeof(header.magic)) != 0 ||
-        header.bytes != body.size() || header.crc32c != Crc32c(body) || !vm.ParseFromString(body))
-      return damaged;
-    return vm;
+  void ListCheckpoints(const std::string& folder, Listing* listing) {
+    std::map<std::string, std::string> versions;
+    for (const config::Vm& vm : listing->vms) versions[vm.id()] = vm.version();
+    for (const std::string& path : ConfigFilesIn(folder)) {
+      auto file = ReadConfigFile(path);
+      if (file.ok() && !file->vm.has_checkpoint())
+        file = MakeError(Code::kDataLoss, "configuration '{}' is not a checkpoint's", path);
+      if (!file.ok()) {
+        listing->damaged.push_back(std::move(file.error()));
+        continue;
+      }
+      const auto vm = versions.find(file->vm.id());
+      if (vm != versions.end() && vm->second == file->vm.version()) {
+        listing->checkpoints.push_back(std::move(file->vm));
+      } else if (vm == versions.end() && registry_.machines().count(file->vm.id()) == 0) {
+        listing->damaged.push_back(
+            MakeError(Code::kNotFound,
+                      "checkpoint '{}' is of no virtual machine here: {}; delete it, or "
+                      "import its machine",
+                      path, file->vm.id()));
+      }
+    }
+  }
+
+  /// Files that a kill has left, or that somebody has copied here.
+  void ListStrangers(Listing* listing) {
+    std::set<std::string> known;
+    for (const auto& [id, path] : registry_.machines()) known.insert(path);
+    for (const std::string& path : OwnFiles()) {
+      if (known.count(path) == 0)
+        listing->damaged.push_back(
+            MakeError(Code::kNotFound,
+                      "configuration '{}' is not in the list of virtual machines (a creation "
+                      "or a deletion that was cut short?); import it, or delete it",
+                      path));
+    }
   }
 
   const std::string folder_;
+  FileOperations& files_;
+  ConfigRegistry registry_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder) {
+Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder,
+                                                         FileOperations& files) {
   TRY_VOID(MakeFolders(folder, 0750));
-  return std::unique_ptr<ConfigStore>(std::make_unique<FileConfigStore>(folder));
+  auto store = std::make_unique<FileConfigStore>(NormalFolder(folder), files);
+  TRY_VOID(store->Open());
+  return std::unique_ptr<ConfigStore>(std::move(store));
+}
+
+Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder) {
+  static FileOperations files;
+  return OpenFileConfigStore(folder, files);
 }
 
 }  // namespace kvmbus::vmm

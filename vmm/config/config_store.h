@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/vm.pb.h"
+#include "vmm/config/file_operations.h"
 #include "vmm/result/result.h"
 
 namespace kvmbus::vmm {
@@ -18,16 +19,27 @@ class ConfigStore {
   struct Listing {
     std::vector<config::Vm> vms;
     std::vector<config::Vm> checkpoints;  ///< each has its VM's id
-    std::vector<Error> damaged;  ///< files that could not be read; they stay where they are
+    std::vector<Error> damaged;  ///< files that could not be read or are nobody's; they stay
   };
   virtual Result<Listing> List() = 0;
-  /// Of a VM or a checkpoint, new or changed: the old or the new, never between.
+  /// Of a VM or a checkpoint, new or changed: the old or the new, never between. A folder that is
+  /// not named is the store's own. What the file has and we do not know stays.
   virtual Result<void> Save(const config::Vm& vm) = 0;
+  /// With its saved state.
   virtual Result<void> Delete(const config::Vm& vm) = 0;
+  /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states. All or
+  /// nothing, whenever the process ends.
+  virtual Result<config::Vm> Upgrade(const config::Vm& vm) = 0;
 };
 
-/// One file a VM, <folder>/<ID>.vm, or checkpoint, <ID>.checkpoint: "KVMBCFG1", CRC-32C and length of the serialized config.Vm
-/// behind them.
+/// `folder`/data.vmcx names the VMs; each has its files in a folder of its own or in this one.
+/// `files` outlives the store.
+///
+/// The list of VMs is the truth: a new VM's file is written before its entry, a deleted one's file
+/// goes after it. A file without an entry, which a kill may leave, is reported at the next start
+/// and stays. Without a list, the machines in `folder` are listed anew.
 Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder);
+Result<std::unique_ptr<ConfigStore>> OpenFileConfigStore(const std::string& folder,
+                                                         FileOperations& files);
 
 }  // namespace kvmbus::vmm

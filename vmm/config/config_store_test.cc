@@ -1,61 +1,215 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
-#include <gtest/gtest.h>
-#include <stdlib.h>
+#include <chrono>
 
-#include <filesystem>
-#include <fstream>
+#include "vmm/config/config_file.h"
+#include "vmm/config/config_test_store.h"
 
 namespace kvmbus::vmm {
 namespace {
 
-class ConfigStoreTest : public testing::Test {
- protected:
-  ConfigStoreTest() {
-    char folder[] = "/tmp/store-test-XXXXXX";
-    folder_ = ::mkdtemp(folder);
-    store_ = OpenFileConfigStore(folder_).value();
-  }
-  ~ConfigStoreTest() override { std::filesystem::remove_all(folder_); }
-  static config::Vm Sample(const std::string& id) {
-    config::Vm vm;
-    vm.set_id(id);
-    vm.set_name("n" + id);
-    return vm;
-  }
-  std::string folder_;
-  std::unique_ptr<ConfigStore> store_;
-};
-
 TEST_F(ConfigStoreTest, WhatIsSavedIsListedAndWhatIsDeletedIsNot) {
-  ASSERT_TRUE(store_->Save(Sample("A")).ok());
-  ASSERT_TRUE(store_->Save(Sample("B")).ok());
-  ASSERT_TRUE(store_->Delete(Sample("A")).ok());
-  const auto listing = store_->List();
-  ASSERT_TRUE(listing.ok());
-  ASSERT_EQ(listing->vms.size(), 1u);
-  EXPECT_EQ(listing->vms[0].name(), "nB");
-  EXPECT_FALSE(store_->Delete(Sample("A")).ok());
+  for (const char* version : {"5.0", "6.2"}) {
+    const config::Vm a = Sample("a", version), b = Sample("b", version);
+    const auto store = Store();
+    ASSERT_TRUE(store->Save(a).ok());
+    ASSERT_TRUE(store->Save(b).ok());
+    EXPECT_TRUE(Exists(folder_ + "/Virtual Machines/" + a.id() +
+                       (a.version() == "5.0" ? ".xml" : ".vmcx")));
+    EXPECT_EQ(Exists(StateFileOf(a)), a.version() == "6.2") << "the mirror";
+    EXPECT_EQ(Findings(), "");
+    ASSERT_TRUE(store->Delete(a).ok());
+    const auto listing = List();
+    EXPECT_EQ(Damage(listing), "");
+    ASSERT_EQ(listing.vms.size(), 1u);
+    EXPECT_EQ(listing.vms[0].SerializeAsString(), b.SerializeAsString());
+    EXPECT_EQ(store->Delete(a).error().code(), Code::kNotFound);
+    EXPECT_FALSE(Exists(ConfigFileOf(a)) || Exists(StateFileOf(a)));
+    ASSERT_TRUE(store->Delete(b).ok());
+  }
+}
+
+TEST_F(ConfigStoreTest, AChangeIsStoredAndKeepsWhatOthersHavePutThere) {
+  config::Vm vm = Sample("a");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  Key tree = ReadConfigTree(ConfigFileOf(vm)).value();
+  tree.Make("configuration/settings/of_somebody/else").value = "kept";
+  ASSERT_TRUE(ReplaceFile(ConfigFileOf(vm), FormatConfigTree(ConfigFileOf(vm), tree).value()).ok());
+  vm.set_notes("changed");
+  vm.set_vcpu_count(7);
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  EXPECT_EQ(List().vms.at(0).SerializeAsString(), vm.SerializeAsString());
+  EXPECT_EQ(
+      ReadConfigTree(ConfigFileOf(vm))->StringOr("configuration/settings/of_somebody/else", ""),
+      "kept");
+}
+
+TEST_F(ConfigStoreTest, AMachineMayHaveAFolderOfItsOwn) {
+  config::Vm vm = Sample("a");
+  vm.set_folder(folder_ + "/elsewhere/web");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  EXPECT_TRUE(Exists(folder_ + "/elsewhere/web/Virtual Machines/" + vm.id() + ".vmcx"));
+  EXPECT_EQ(List().vms.at(0).folder(), folder_ + "/elsewhere/web");
+  config::Vm none = Sample("b");
+  none.clear_folder();
+  ASSERT_TRUE(Store()->Save(none).ok());
+  EXPECT_TRUE(Exists(folder_ + "/Virtual Machines/" + none.id() + ".vmcx"));
+  EXPECT_EQ(Damage(List()), "");
+  EXPECT_EQ(List().vms.size(), 2u);
+}
+
+TEST_F(ConfigStoreTest, CheckpointsAreListedWithTheirMachines) {
+  for (const char* version : {"5.0", "6.2"}) {
+    const config::Vm vm = Sample("a", version);
+    const config::Vm first = CheckpointOf(vm, 1), second = CheckpointOf(vm, 2);
+    for (const config::Vm& saved : {vm, first, second}) ASSERT_TRUE(Store()->Save(saved).ok());
+    EXPECT_FALSE(Exists(StateFileOf(first))) << "only the checkpoint's maker writes it";
+    auto listing = List();
+    EXPECT_EQ(Damage(listing), "");
+    ASSERT_EQ(listing.checkpoints.size(), 2u);
+    EXPECT_EQ(listing.checkpoints[0].SerializeAsString(), first.SerializeAsString());
+    ASSERT_TRUE(Store()->Delete(first).ok());
+    EXPECT_EQ(Store()->Delete(first).error().code(), Code::kNotFound);
+    EXPECT_EQ(List().checkpoints.size(), 1u);
+    ASSERT_TRUE(Store()->Delete(vm).ok());
+    listing = List();
+    EXPECT_TRUE(listing.checkpoints.empty());
+    EXPECT_NE(Damage(listing).find("of no virtual machine here"), std::string::npos);
+    ASSERT_TRUE(Store()->Delete(second).ok());
+  }
+}
+
+TEST_F(ConfigStoreTest, ASavedStateIsNeverOverwritten) {
+  config::Vm vm = Sample("a");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  Write(StateFileOf(vm), "memory and devices");
+  vm.set_saved(true);
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  vm.set_saved(false);
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  EXPECT_EQ(ReadWholeFile(StateFileOf(vm)).value(), "memory and devices");
+  config::Vm saved = Sample("b");
+  saved.set_saved(true);
+  ASSERT_TRUE(Store()->Save(saved).ok());
+  EXPECT_FALSE(Exists(StateFileOf(saved)));
 }
 
 TEST_F(ConfigStoreTest, DamagedFilesAreReportedAndKept) {
-  ASSERT_TRUE(store_->Save(Sample("A")).ok());
-  const std::string path = folder_ + "/A.vm";
-  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(20).put('!');
-  const auto listing = store_->List();
-  ASSERT_TRUE(listing.ok());
-  EXPECT_TRUE(listing->vms.empty());
-  ASSERT_EQ(listing->damaged.size(), 1u);
-  EXPECT_NE(listing->damaged[0].ToString().find("A.vm"), std::string::npos);
-  EXPECT_TRUE(std::filesystem::exists(path));
+  for (const char* version : {"5.0", "6.2"}) {
+    const config::Vm vm = Sample("a", version);
+    ASSERT_TRUE(Store()->Save(vm).ok());
+    const std::string path = ConfigFileOf(vm);
+    std::fstream(path, std::ios::in | std::ios::out | std::ios::binary)
+        .seekp(version[0] == '5' ? 300 : 0x3000)
+        .write("\0\0\0", 3);
+    const std::string damaged = ReadWholeFile(path).value();
+    const auto listing = List();
+    EXPECT_TRUE(listing.vms.empty());
+    EXPECT_NE(Damage(listing).find(path), std::string::npos) << Damage(listing);
+    EXPECT_EQ(listing.damaged.size(), 1u);
+    EXPECT_EQ(Store()->Save(vm).error().code(), Code::kDataLoss);
+    EXPECT_EQ(ReadWholeFile(path).value(), damaged);
+    ASSERT_TRUE(Store()->Delete(vm).ok());
+  }
+}
+
+TEST_F(ConfigStoreTest, AFileOfAnotherMachineOrVersionIsNotTakenForIt) {
+  const config::Vm a = Sample("a"), b = Sample("b");
+  ASSERT_TRUE(Store()->Save(a).ok());
+  ASSERT_TRUE(Store()->Save(b).ok());
+  std::filesystem::copy_file(ConfigFileOf(b), ConfigFileOf(a),
+                             std::filesystem::copy_options::overwrite_existing);
+  auto listing = List();
+  EXPECT_EQ(listing.vms.size(), 1u);
+  EXPECT_NE(Damage(listing).find("of this id and version belongs in"), std::string::npos);
+  Key tree = ReadConfigTree(ConfigFileOf(b)).value();
+  tree.Make("configuration/properties/version").value = int64_t{0x900};
+  ASSERT_TRUE(ReplaceFile(ConfigFileOf(b), FormatContainer(tree).value()).ok());
+  listing = List();
+  EXPECT_TRUE(listing.vms.empty());
+  EXPECT_NE(Damage(listing).find("version 9.0 can be imported"), std::string::npos);
 }
 
 TEST_F(ConfigStoreTest, ALeftOverOfAnInterruptedSaveIsNoConfiguration) {
-  ASSERT_TRUE(store_->Save(Sample("A")).ok());
-  std::ofstream(folder_ + "/A.vm.new.123") << "half";
-  EXPECT_EQ(store_->List()->vms.size(), 1u);
-  EXPECT_TRUE(store_->List()->damaged.empty());
+  const config::Vm vm = Sample("a");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  Write(ConfigFileOf(vm) + ".new.123", "half");
+  Write(folder_ + "/Virtual Machines/readme.xml", "text");
+  EXPECT_EQ(List().vms.size(), 1u);
+  EXPECT_EQ(Damage(List()), "");
+}
+
+/// Killed after any step, a machine is there or not; a file without one is reported.
+TEST_F(ConfigStoreTest, ACreationThatIsCutShortIsReportedAndADeletionToo) {
+  ASSERT_TRUE(Store()->Save(Sample("other")).ok());
+  bool died = true;
+  for (int steps = 0; died; ++steps) {
+    const config::Vm vm = Sample("a");
+    MortalFiles files(steps);
+    const bool saved = OpenFileConfigStore(folder_, files).value()->Save(vm).ok();
+    died = files.died();
+    EXPECT_NE(saved, died);
+    const auto listing = List();
+    const bool reported = Damage(listing).find(ConfigFileOf(vm)) != std::string::npos;
+    EXPECT_EQ(listing.vms.size(), saved ? 2u : 1u);
+    EXPECT_EQ(reported, !saved && steps > 0) << steps;
+    if (!saved && steps > 0) {
+      EXPECT_EQ(Store()->Save(vm).error().code(), Code::kAlreadyExists) << "it stays";
+    }
+    if (saved) {
+      MortalFiles mortal(1);
+      EXPECT_FALSE(OpenFileConfigStore(folder_, mortal).value()->Delete(vm).ok());
+      EXPECT_EQ(List().vms.size(), 1u);
+      EXPECT_NE(Damage(List()).find(ConfigFileOf(vm)), std::string::npos);
+    }
+  }
+}
+
+TEST_F(ConfigStoreTest, WithoutAListTheMachinesOfItsFolderAreListedAnew) {
+  const config::Vm vm = Sample("a", "5.0");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  const std::string list = folder_ + "/data.vmcx";
+  Write(list, "not any more");
+  const auto refused = OpenFileConfigStore(folder_);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code(), Code::kDataLoss);
+  EXPECT_NE(refused.error().ToString().find("move the file away"), std::string::npos);
+  EXPECT_EQ(ReadWholeFile(list).value(), "not any more");
+  std::filesystem::rename(list, list + ".damaged");
+  const auto listing = List();
+  EXPECT_EQ(Damage(listing), "");
+  ASSERT_EQ(listing.vms.size(), 1u);
+  EXPECT_EQ(listing.vms[0].id(), vm.id());
+}
+
+TEST_F(ConfigStoreTest, AThousandMachinesAreListedFast) {
+  const auto store = Store();
+  config::Vm vm = Sample("m");
+  std::string list;
+  for (int i = 0; i < 1000; ++i) {
+    vm.set_id(fmt::format("00000000-0000-0000-0000-{:012}", i));
+    vm.set_name(fmt::format("m{}", i));
+    // One step instead of the four that wait for the disk.
+    Key tree;
+    WriteVmTree(vm, 0, &tree);
+    ASSERT_TRUE(MakeFolders(folder_ + "/Virtual Machines").ok());
+    std::ofstream(ConfigFileOf(vm), std::ios::binary) << FormatContainer(tree).value();
+  }
+  Key registry;
+  Key& machines = registry.Make("Configurations/VirtualMachines");
+  for (int i = 0; i < 1000; ++i) {
+    vm.set_id(fmt::format("00000000-0000-0000-0000-{:012}", i));
+    machines.children.push_back({vm.id(), ConfigFileOf(vm), {}});
+  }
+  ASSERT_TRUE(ReplaceFile(folder_ + "/data.vmcx", FormatContainer(registry).value()).ok());
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(List().vms.size(), 1000u);
+  const auto took = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(took, std::chrono::seconds(5));
+  RecordProperty(
+      "milliseconds",
+      static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
 }
 
 }  // namespace

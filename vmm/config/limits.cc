@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "vmm/config/disk_qos.h"
+#include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
 
 namespace kvmbus::vmm {
@@ -57,6 +58,24 @@ Result<void> ValidateShared(const config::Vm& vm, const config::Disk& disk) {
     return MakeError(Code::kInvalidArgument,
                      "'{}': disk '{}' cannot have limits of I/O, for it is shared: leave them out",
                      vm.name(), disk.path());
+  return {};
+}
+
+/// What its files are, and where.
+Result<void> ValidateFiles(const config::Vm& vm) {
+  if (vm.version() != "5.0" && vm.version() != "6.2")
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': configuration version '{}'; there are 5.0 (Windows Server 2012 R2) and "
+                     "6.2, see 'vmctl host versions'",
+                     vm.name(), vm.version());
+  if (!vm.folder().empty() &&
+      (!IsAbsolute(vm.folder()) || vm.folder() != NormalFolder(vm.folder())))
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': folder '{}' is not absolute, or not in its shortest form", vm.name(),
+                     vm.folder());
+  if (!vm.generation_id().empty() && vm.generation_id().size() != sizeof(Guid))
+    return MakeError(Code::kInvalidArgument, "'{}': its generation id has {} bytes; 16 are needed",
+                     vm.name(), vm.generation_id().size());
   return {};
 }
 
@@ -127,6 +146,7 @@ Result<void> ValidateConfig(const config::Vm& vm) {
   if (!Guid::Parse(vm.id()) || vm.id() != UpperCase(vm.id()))
     return MakeError(Code::kInvalidArgument, "'{}': id '{}' is no upper-case GUID", vm.name(),
                      vm.id());
+  TRY_VOID(ValidateFiles(vm));
   if (vm.generation() != 1 && vm.generation() != 2)
     return MakeError(Code::kInvalidArgument, "'{}': generation {}; there are 1 and 2", vm.name(),
                      vm.generation());

@@ -22,6 +22,9 @@ TEST(LimitsTest, ADefaultMachineIsValid) {
   EXPECT_TRUE(ValidateConfig(vm).ok());
   EXPECT_EQ(vm.generation(), 2u);
   EXPECT_EQ(vm.id().size(), 36u);
+  EXPECT_EQ(vm.version(), "6.2");
+  EXPECT_EQ(vm.generation_id().size(), 16u);
+  EXPECT_NE(vm.generation_id(), Good().generation_id());
 }
 
 TEST(LimitsTest, EachLimitIsNamed) {
@@ -35,6 +38,10 @@ TEST(LimitsTest, EachLimitIsNamed) {
        "65 virtual processors; generation 1 allows 1 to 64"},
       {[](auto* vm) { vm->set_vcpu_count(241); }, Code::kOutOfRange,
        "generation 2 allows 1 to 240"},
+      {[](auto* vm) { vm->set_version("9.0"); }, Code::kInvalidArgument, "vmctl host versions"},
+      {[](auto* vm) { vm->set_folder("vms"); }, Code::kInvalidArgument, "folder 'vms'"},
+      {[](auto* vm) { vm->set_folder("/vms/../etc"); }, Code::kInvalidArgument, "shortest form"},
+      {[](auto* vm) { vm->set_generation_id("short"); }, Code::kInvalidArgument, "5 bytes"},
       {[](auto* vm) { vm->set_memory_bytes(16 << 20); }, Code::kOutOfRange, "16 MiB of memory"},
       {[](auto* vm) { vm->set_memory_bytes((512 << 20) + 4096); }, Code::kOutOfRange,
        "steps of 2 MiB"},

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/vm_files.h"
 
+#include <filesystem>
+
 namespace kvmbus::vmm {
 namespace {
 
@@ -31,6 +33,12 @@ std::string StateFileOf(const config::Vm& vm) {
 
 std::string MemoryFileOf(const config::Vm& vm) {
   return IsXml(vm) ? StemBelow(vm) + ".bin" : Stem(vm) + ".vmrs";
+}
+
+std::string NormalFolder(const std::string& folder) {
+  std::error_code none;  // a relative one stays, if there is no current folder
+  const auto path = std::filesystem::absolute(folder, none).lexically_normal();
+  return path.has_filename() ? path.string() : path.parent_path().string();
 }
 
 }  // namespace kvmbus::vmm

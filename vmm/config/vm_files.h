@@ -20,4 +20,7 @@ std::string MemoryFileOf(const config::Vm& vm);
 std::string MachinesFolderOf(const config::Vm& vm);
 std::string CheckpointsFolderOf(const config::Vm& vm);
 
+/// As a configuration names a folder: absolute, without "..", "//" or a slash at the end.
+std::string NormalFolder(const std::string& folder);
+
 }  // namespace kvmbus::vmm

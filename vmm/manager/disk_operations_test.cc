@@ -104,14 +104,11 @@ class DiskOperationsTest : public testing::Test {
 
   std::string Path(const std::string& name) const { return folder_ + "/" + name; }
   void Touch(const std::string& name) { std::ofstream(Path(name)) << "x"; }
-  std::unique_ptr<ConfigStore> Store() {
-    return OpenFileConfigStore(folder_ + "/state/vms").value();
-  }
+  std::unique_ptr<ConfigStore> Store() { return OpenFileConfigStore(folder_ + "/state").value(); }
   /// As it is on disk, where a new vmmd would read it.
   config::Disk Stored() { return Store()->List().value().vms.at(0).disks(0); }
 
   void Open() {
-    ASSERT_TRUE(MakeFolders(folder_ + "/state/vms").ok());
     ASSERT_TRUE(Store()->Save(vm_).ok());
     Inventory::Options options;
     options.state_dir = folder_ + "/state";

@@ -48,9 +48,10 @@ Inventory::~Inventory() {
 }
 
 Result<std::unique_ptr<Inventory>> Inventory::Open(Loop& loop, Options options) {
+  options.state_dir = NormalFolder(options.state_dir);
   TRY_VOID(MakeFolders(options.state_dir, 0750));
   TRY_VOID(MakeFolders(options.run_dir, 0750));
-  auto store = TRY(OpenFileConfigStore(options.state_dir + "/vms"));
+  auto store = TRY(OpenFileConfigStore(options.state_dir));
   const ConfigStore::Listing listing = TRY(store->List());
   std::unique_ptr<Inventory> self(new Inventory(loop, std::move(options), std::move(store)));
   self->Load(listing);
@@ -115,6 +116,10 @@ Result<std::string> Inventory::Create(config::Vm vm) {
   ApplyDefaults(&vm);
   if (vm.folder().empty()) vm.set_folder(options_.state_dir);
   TRY_VOID(ValidateConfig(vm));
+  if (vm.saved() || vm.has_checkpoint() || !vm.parent_checkpoint().empty())
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': a new virtual machine has neither a saved state nor checkpoints",
+                     vm.name());
   for (const auto& [id, record] : records_) {
     if (id == vm.id() || record->config.name() == vm.name())
       return MakeError(

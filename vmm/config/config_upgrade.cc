@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/config/config_upgrade.h"
+
+#include <dirent.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "vmm/config/config_file.h"
+#include "vmm/config/vm_files.h"
+#include "vmm/config/vm_tree.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
+
+config::Vm Upgraded(config::Vm vm) {
+  vm.set_version(VersionName(kVersion62));
+  vm.set_saved(false);
+  return vm;
+}
+
+/// The machine's file and those of its checkpoints, of version 5.0.
+Result<std::vector<ConfigFile>> OldFiles(const config::Vm& vm) {
+  std::vector<ConfigFile> old;
+  for (const std::string& path : ConfigFilesIn(CheckpointsFolderOf(vm))) {
+    if (!path.ends_with(kXmlSuffix)) continue;
+    ConfigFile file = TRY(ReadConfigFile(path));
+    if (file.vm.id() == vm.id()) old.push_back(std::move(file));
+  }
+  config::Vm machine = vm;
+  machine.set_version(VersionName(kVersion50));
+  if (Exists(ConfigFileOf(machine))) old.push_back(TRY(ReadConfigFile(ConfigFileOf(machine))));
+  return old;
+}
+
+Result<void> WriteNew(FileOperations& files, const ConfigFile& old) {
+  const config::Vm vm = Upgraded(old.vm);
+  Key tree = old.tree;
+  WriteVmTree(vm, 0, &tree);
+  const std::string content = TRY(FormatContainer(tree));
+  if (!vm.has_checkpoint()) {
+    const std::string mirror = TRY(FormatContainer(StateMirrorOf(tree)));
+    TRY_VOID(files.Replace(StateFileOf(vm), mirror));
+  }
+  return files.Replace(ConfigFileOf(vm), content);
+}
+
+Result<void> RemoveAll(FileOperations& files, const config::Vm& vm) {
+  TRY_VOID(files.Remove(MemoryFileOf(vm)));
+  TRY_VOID(files.Remove(StateFileOf(vm)));
+  return files.Remove(ConfigFileOf(vm));
+}
+
+/// By where the machine's entry leads: to the new file, and the old ones go, or to the old one.
+Result<void> Settle(FileOperations& files, ConfigRegistry& registry, const std::string& id) {
+  const auto entry = registry.machines().find(id);
+  if (entry == registry.machines().end()) return registry.EndUpgrade(id);
+  const bool is_done = entry->second.ends_with(kVmcxSuffix);
+  config::Vm vm;
+  vm.set_id(id);
+  vm.set_folder(std::filesystem::path(entry->second).parent_path().parent_path().string());
+  for (const ConfigFile& old : TRY(OldFiles(vm)))
+    TRY_VOID(RemoveAll(files, is_done ? old.vm : Upgraded(old.vm)));
+  return registry.EndUpgrade(id);
+}
+
+Result<void> CheckRoom(const std::vector<ConfigFile>& old) {
+  for (const ConfigFile& file : old) {
+    const config::Vm vm = Upgraded(file.vm);
+    for (const std::string& path : {ConfigFileOf(vm), StateFileOf(vm)}) {
+      if (Exists(path))
+        return MakeError(Code::kAlreadyExists, "'{}' is there already; move it away", path);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<config::Vm> UpgradeConfig(FileOperations& files, ConfigRegistry& registry,
+                                 const config::Vm& vm) {
+  const std::vector<ConfigFile> old = TRY(OldFiles(vm));
+  TRY_VOID(CheckRoom(old));
+  TRY_VOID(registry.BeginUpgrade(vm.id()));
+  const auto write = [&]() -> Result<void> {
+    for (const ConfigFile& file : old) TRY_VOID(WriteNew(files, file));
+    return registry.Register(vm.id(), ConfigFileOf(Upgraded(vm)));
+  };
+  const auto written = write();
+  const auto settled = Settle(files, registry, vm.id());
+  // The next start tries it again.
+  if (!settled.ok())
+    spdlog::warn("tidying up after the upgrade of '{}': {}", vm.name(), settled.error().ToString());
+  if (!written.ok()) return written.error();
+  return Upgraded(vm);
+}
+
+std::vector<Error> SettleUpgrades(FileOperations& files, ConfigRegistry& registry) {
+  std::vector<Error> errors;
+  const std::set<std::string> ids = registry.upgrades();
+  for (const std::string& id : ids) {
+    auto settled = Settle(files, registry, id);
+    if (!settled.ok())
+      errors.push_back(
+          std::move(settled.error()).WithContext(fmt::format("settling the upgrade of {}", id)));
+  }
+  return errors;
+}
+
+std::vector<std::string> ConfigFilesIn(const std::string& folder) {
+  std::vector<std::string> paths;
+  DIR* entries = ::opendir(folder.c_str());
+  if (entries == nullptr) return paths;
+  while (const dirent* entry = ::readdir(entries)) {
+    if (!IdOfConfigFile(entry->d_name).empty()) paths.push_back(folder + "/" + entry->d_name);
+  }
+  ::closedir(entries);
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+}  // namespace kvmbus::vmm
