@@ -2,6 +2,7 @@
 // vmctl host ...
 #include <cstdio>
 
+#include "cmd/vmctl/client.h"
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
 #include "kvm/host_check.h"
@@ -35,6 +36,31 @@ int CheckHost(const Context& context) {
   return status;
 }
 
+int Versions(const Context& context) {
+  Client client(context.socket);
+  api::VersionsReply reply;
+  grpc::ClientContext call;
+  if (const int failed = client.Check(client.host().ListVersions(&call, {}, &reply))) return failed;
+  std::vector<Json> items;
+  std::string running;
+  for (const std::string& version : reply.running()) {
+    items.push_back(Json::Text(version));
+    running += (running.empty() ? "" : ", ") + version;
+  }
+  if (context.format == Format::kJson) {
+    const Json json = Json::Object({{"running", Json::Array(items)},
+                                    {"default", Json::Text(reply.default_version())},
+                                    {"newest_imported", Json::Text(reply.newest_imported())}});
+    std::printf("%s\n", json.text().c_str());
+    return kExitDone;
+  }
+  PrintTable({{"Running", running},
+              {"Default", reply.default_version()},
+              {"Imported",
+               fmt::format("up to {}, as {}", reply.newest_imported(), reply.default_version())}});
+  return kExitDone;
+}
+
 }  // namespace
 
 void AddHostCommands(CLI::App& app, Context& context) {
@@ -42,6 +68,8 @@ void AddHostCommands(CLI::App& app, Context& context) {
   host->require_subcommand(1);
   host->add_subcommand("check", "What a host needs to run virtual machines, and what this one has")
       ->callback([&context] { context.exit_status = CheckHost(context); });
+  host->add_subcommand("versions", "Versions of configurations that virtual machines may have")
+      ->callback([&context] { context.exit_status = Versions(context); });
 }
 
 }  // namespace kvmbus::cmd

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // vmctl vm ...
+#include <unistd.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -62,6 +64,7 @@ Json ToJson(const api::VmStatus& vm) {
                        {"state", Json::Text(StateName(vm.state()))},
                        {"reason", Json::Text(vm.reason())},
                        {"generation", Json::Number(vm.config().generation())},
+                       {"version", Json::Text(vm.config().version())},
                        {"processors", Json::Number(vm.config().vcpu_count())},
                        {"memory_bytes", Json::Number(vm.config().memory_bytes())},
                        {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
@@ -81,6 +84,7 @@ void PrintDetails(const api::VmStatus& vm) {
       {"Id", vm.config().id()},
       {"State", StateName(vm.state())},
       {"Generation", std::to_string(vm.config().generation())},
+      {"Version", vm.config().version()},
       {"Processors", std::to_string(vm.config().vcpu_count())},
       {"Memory", HumanBytes(vm.config().memory_bytes())}};
   if (!vm.reason().empty()) rows.push_back({"Reason", vm.reason()});
@@ -102,6 +106,15 @@ void PrintDetails(const api::VmStatus& vm) {
                                 disk.caching() == config::BUFFERED ? " (buffered)" : "")});
   if (vm.has_crash()) rows.push_back({"Last crash", CrashSummary(vm.crash())});
   PrintTable(rows);
+}
+
+/// Asked on a terminal; elsewhere nobody agrees.
+bool Agrees(const std::string& question) {
+  if (::isatty(STDIN_FILENO) == 0) return false;
+  std::fprintf(stderr, "%s [y/N] ", question.c_str());
+  char answer[16] = "";
+  return std::fgets(answer, sizeof(answer), stdin) != nullptr &&
+         (answer[0] == 'y' || answer[0] == 'Y');
 }
 
 /// The calls of one command, each printing what it got.
@@ -130,13 +143,13 @@ class VmCommands {
       return kExitDone;
     }
     std::vector<std::vector<std::string>> rows = {
-        {"NAME", "STATE", "GEN", "CPUS", "MEMORY", "UPTIME", "HEARTBEAT", "REASON"}};
+        {"NAME", "STATE", "GEN", "VERSION", "CPUS", "MEMORY", "UPTIME", "HEARTBEAT", "REASON"}};
     for (const auto& vm : reply.vms()) {
       const bool on = vm.state() != worker::OFF && vm.state() != worker::SAVED;
       rows.push_back(
           {vm.config().name(), StateName(vm.state()), std::to_string(vm.config().generation()),
-           std::to_string(vm.config().vcpu_count()), HumanBytes(vm.config().memory_bytes()),
-           on ? HumanDuration(vm.uptime_ns()) : "-",
+           vm.config().version(), std::to_string(vm.config().vcpu_count()),
+           HumanBytes(vm.config().memory_bytes()), on ? HumanDuration(vm.uptime_ns()) : "-",
            on && !vm.heartbeat().empty() ? vm.heartbeat() : "-", vm.reason()});
     }
     PrintTable(rows);
@@ -157,6 +170,20 @@ class VmCommands {
     api::Empty reply;
     grpc::ClientContext call;
     return client_.Check(client_.machines().DeleteVm(&call, request, &reply));
+  }
+
+  int Upgrade(const std::string& vm, bool agreed) {
+    if (!agreed && !Agrees(fmt::format(
+                       "Upgrade the configuration of '{}'? There is no way back, and its saved "
+                       "memory is lost, also that of its checkpoints.",
+                       vm))) {
+      std::fprintf(stderr, "vmctl: nothing was done; say y, or give --yes\n");
+      return kExitUsage;
+    }
+    api::UpgradeVmRequest request;
+    request.set_vm(vm);
+    request.set_discard_saved_states(true);
+    return Simple(request, &api::VirtualMachines::Stub::UpgradeVm);
   }
 
   int Stop(const api::StopVmRequest& request) {
@@ -229,7 +256,7 @@ class VmCommands {
 
 struct CreateArguments {
   config::Vm config;
-  std::string name, memory = "1G", kernel, initrd, append, com1;
+  std::string name, version, memory = "1G", kernel, initrd, append, com1;
   std::vector<std::string> disks, shared_disks, dvds;
   uint32_t generation = 2, vcpus = 1, controllers = 1;
   config::DiskCaching caching = config::DIRECT;
@@ -247,6 +274,7 @@ int Create(Context& context, const CreateArguments& arguments) {
   }
   vm.set_name(arguments.name);
   vm.set_generation(arguments.generation);
+  vm.set_version(arguments.version);
   vm.set_vcpu_count(arguments.vcpus);
   vm.set_memory_bytes(memory);
   vm.set_scsi_controllers(arguments.controllers);
@@ -324,6 +352,8 @@ void AddVmCommands(CLI::App& app, Context& context) {
   CLI::App* verb = vm->add_subcommand("create", "Create a virtual machine");
   verb->add_option("NAME", create->name)->required();
   verb->add_option("--generation", create->generation, "1 or 2 (default 2)");
+  verb->add_option("--version", create->version,
+                   "Of its configuration: 5.0 or 6.2 ('host versions' lists them)");
   verb->add_option("--vcpus", create->vcpus, "Virtual processors (default 1)");
   verb->add_option("--memory", create->memory, "Size, as 512M or 4G (default 1G)");
   verb->add_option("--disk", create->disks,
@@ -402,6 +432,15 @@ void AddVmCommands(CLI::App& app, Context& context) {
       context.exit_status = act(commands, *target);
     });
   }
+
+  auto upgraded = std::make_shared<std::string>();
+  auto agreed = std::make_shared<bool>(false);
+  verb = vm->add_subcommand("upgrade", "Bring its configuration to the newest version; it is off");
+  verb->add_option("VM", *upgraded, "Name or id")->required();
+  verb->add_flag("--yes", *agreed, "Without asking: saved memory is lost, there is no way back");
+  verb->callback([&context, upgraded, agreed] {
+    context.exit_status = VmCommands(context).Upgrade(*upgraded, *agreed);
+  });
 
   auto stop = std::make_shared<api::StopVmRequest>();
   auto target = std::make_shared<std::string>();

@@ -12,6 +12,7 @@
 #include "cmd/vmmd/api_call.h"
 #include "cmd/vmmd/checkpoints_service.h"
 #include "cmd/vmmd/disks_service.h"
+#include "vmm/config/versions.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -114,6 +115,15 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return OnLoop([&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
       return inventory_.Delete(id);
+    });
+  }
+
+  grpc::Status UpgradeVm(grpc::ServerContext*, const api::UpgradeVmRequest* request,
+                         api::VmStatus* reply) override {
+    return OnLoop([&]() -> Result<void> {
+      const std::string id = TRY(inventory_.Resolve(request->vm()));
+      TRY_VOID(inventory_.Upgrade(id, request->discard_saved_states()));
+      return FillStatus(id, reply);
     });
   }
 
@@ -395,6 +405,13 @@ class ApiServer::HostService final : public api::Host::Service {
   grpc::Status GetVersion(grpc::ServerContext*, const api::Empty*,
                           api::VersionReply* reply) override {
     reply->set_version(KVMBUS_VERSION);
+    return grpc::Status::OK;
+  }
+  grpc::Status ListVersions(grpc::ServerContext*, const api::Empty*,
+                            api::VersionsReply* reply) override {
+    for (const char* version : vmm::kRunningVersions) reply->add_running(version);
+    reply->set_default_version(vmm::kDefaultVersion);
+    reply->set_newest_imported(vmm::kNewestImportedVersion);
     return grpc::Status::OK;
   }
 

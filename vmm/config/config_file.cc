@@ -31,8 +31,8 @@ Result<ConfigFile> ReadFile(const std::string& path) {
   file.tree = TRY(ReadTree(path));
   file.vm = TRY(ReadVmTree(file.tree)).vm;
   file.vm.set_folder(std::filesystem::path(path).parent_path().parent_path().string());
-  const bool is_50 = file.vm.version() == VersionName(kVersion50);
-  if (!is_50 && file.vm.version() != VersionName(kVersion62))
+  const bool is_50 = file.vm.version() == kVersion50;
+  if (!is_50 && file.vm.version() != kVersion62)
     return MakeError(Code::kUnimplemented, "its version {} can be imported, not run",
                      file.vm.version());
   if (ConfigFileOf(file.vm) != path)

@@ -89,14 +89,14 @@ class FileConfigStore final : public ConfigStore {
     return files_.Remove(MemoryFileOf(vm));
   }
 
-  Result<config::Vm> Upgrade(const config::Vm& given) override {
+  Result<config::Vm> Upgrade(const config::Vm& given, bool discard_saved_states) override {
     config::Vm vm = given;
     if (vm.folder().empty()) vm.set_folder(folder_);
-    if (vm.version() != VersionName(kVersion50) || vm.has_checkpoint() ||
+    if (vm.version() != kVersion50 || vm.has_checkpoint() ||
         registry_.machines().count(vm.id()) == 0)
       return MakeError(Code::kFailedPrecondition, "'{}' has version {}; {} can be upgraded",
-                       vm.name(), vm.version(), VersionName(kVersion50));
-    return UpgradeConfig(files_, registry_, vm);
+                       vm.name(), vm.version(), kVersion50);
+    return UpgradeConfig(files_, registry_, vm, discard_saved_states);
   }
 
  private:
@@ -111,8 +111,7 @@ class FileConfigStore final : public ConfigStore {
 
   /// Once: afterwards it may be a saved state.
   Result<void> WriteMirror(const config::Vm& vm, const Key& tree) {
-    if (vm.version() == VersionName(kVersion50) || vm.has_checkpoint() || vm.saved() ||
-        Exists(StateFileOf(vm)))
+    if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() || Exists(StateFileOf(vm)))
       return {};
     return files_.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
   }

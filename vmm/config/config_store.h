@@ -27,9 +27,9 @@ class ConfigStore {
   virtual Result<void> Save(const config::Vm& vm) = 0;
   /// With its saved state.
   virtual Result<void> Delete(const config::Vm& vm) = 0;
-  /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states. All or
-  /// nothing, whenever the process ends.
-  virtual Result<config::Vm> Upgrade(const config::Vm& vm) = 0;
+  /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states, which must
+  /// be none or agreed to. All or nothing, whenever the process ends.
+  virtual Result<config::Vm> Upgrade(const config::Vm& vm, bool discard_saved_states) = 0;
 };
 
 /// `folder`/data.vmcx names the VMs; each has its files in a folder of its own or in this one.

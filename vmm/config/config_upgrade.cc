@@ -18,7 +18,7 @@ namespace {
 bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 config::Vm Upgraded(config::Vm vm) {
-  vm.set_version(VersionName(kVersion62));
+  vm.set_version(kVersion62);
   vm.set_saved(false);
   return vm;
 }
@@ -32,7 +32,7 @@ Result<std::vector<ConfigFile>> OldFiles(const config::Vm& vm) {
     if (file.vm.id() == vm.id()) old.push_back(std::move(file));
   }
   config::Vm machine = vm;
-  machine.set_version(VersionName(kVersion50));
+  machine.set_version(kVersion50);
   if (Exists(ConfigFileOf(machine))) old.push_back(TRY(ReadConfigFile(ConfigFileOf(machine))));
   return old;
 }
@@ -79,11 +79,25 @@ Result<void> CheckRoom(const std::vector<ConfigFile>& old) {
   return {};
 }
 
+Result<void> CheckNothingIsSaved(const std::vector<ConfigFile>& old) {
+  std::string saved;
+  for (const ConfigFile& file : old) {
+    if (!file.vm.saved()) continue;
+    const bool is_checkpoint = file.vm.has_checkpoint();
+    saved += fmt::format("{}{}'{}'", saved.empty() ? "" : ", ", is_checkpoint ? "checkpoint " : "",
+                         is_checkpoint ? file.vm.checkpoint().name() : file.vm.name());
+  }
+  if (saved.empty()) return {};
+  return MakeError(Code::kFailedPrecondition,
+                   "the saved memory of {} cannot be kept; agree to lose it (--yes)", saved);
+}
+
 }  // namespace
 
 Result<config::Vm> UpgradeConfig(FileOperations& files, ConfigRegistry& registry,
-                                 const config::Vm& vm) {
+                                 const config::Vm& vm, bool discard_saved_states) {
   const std::vector<ConfigFile> old = TRY(OldFiles(vm));
+  if (!discard_saved_states) TRY_VOID(CheckNothingIsSaved(old));
   TRY_VOID(CheckRoom(old));
   TRY_VOID(registry.BeginUpgrade(vm.id()));
   const auto write = [&]() -> Result<void> {

@@ -16,7 +16,7 @@ namespace kvmbus::vmm {
 
 /// The machine as it is afterwards.
 Result<config::Vm> UpgradeConfig(FileOperations& files, ConfigRegistry& registry,
-                                 const config::Vm& vm);
+                                 const config::Vm& vm, bool discard_saved_states);
 
 /// Ends or undoes upgrades that a kill has interrupted. What could not be done.
 std::vector<Error> SettleUpgrades(FileOperations& files, ConfigRegistry& registry);

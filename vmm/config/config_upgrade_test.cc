@@ -92,14 +92,29 @@ class ConfigUpgrade : public ConfigStoreTest {
 TEST_F(ConfigUpgrade, AMachineWithItsCheckpoints) {
   Fill();
   const auto before = Files();
-  const auto upgraded = Store()->Upgrade(vm_);
+  const auto upgraded = Store()->Upgrade(vm_, true);
   ASSERT_TRUE(upgraded.ok()) << upgraded.error().ToString();
   config::Vm expected = vm_;
   expected.set_version("6.2");
   expected.set_saved(false);
   EXPECT_EQ(upgraded->SerializeAsString(), expected.SerializeAsString());
   EXPECT_TRUE(ExpectOldOrNew(before));
-  EXPECT_EQ(Store()->Upgrade(*upgraded).error().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Store()->Upgrade(*upgraded, true).error().code(), Code::kFailedPrecondition);
+}
+
+TEST_F(ConfigUpgrade, SavedMemoryGoesOnlyIfThatIsAgreedTo) {
+  Fill();
+  const auto before = Files();
+  const auto refused = Store()->Upgrade(vm_, false);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code(), Code::kFailedPrecondition);
+  EXPECT_NE(refused.error().ToString().find("of checkpoint 'checkpoint 1', 'web' cannot be kept"),
+            std::string::npos)
+      << refused.error().ToString();
+  EXPECT_EQ(Files(), before);
+  config::Vm plain = Sample("plain", "5.0");
+  ASSERT_TRUE(Store()->Save(plain).ok());
+  EXPECT_TRUE(Store()->Upgrade(plain, false).ok());
 }
 
 TEST_F(ConfigUpgrade, WhateverIsInTheWayIsKept) {
@@ -108,11 +123,11 @@ TEST_F(ConfigUpgrade, WhateverIsInTheWayIsKept) {
   newer.set_version("6.2");
   Write(StateFileOf(newer), "mine");
   const auto before = Files();
-  EXPECT_EQ(Store()->Upgrade(vm_).error().code(), Code::kAlreadyExists);
+  EXPECT_EQ(Store()->Upgrade(vm_, true).error().code(), Code::kAlreadyExists);
   EXPECT_EQ(Files(), before);
   std::filesystem::remove(StateFileOf(newer));
   Write(ConfigFileOf(checkpoint_), "damaged");
-  EXPECT_EQ(Store()->Upgrade(vm_).error().code(), Code::kDataLoss);
+  EXPECT_EQ(Store()->Upgrade(vm_, true).error().code(), Code::kDataLoss);
 }
 
 TEST_F(ConfigUpgrade, OldOrNewAfterAnyStep) {
@@ -122,7 +137,7 @@ TEST_F(ConfigUpgrade, OldOrNewAfterAnyStep) {
     Fill();
     const auto before = Files();
     MortalFiles files(steps);
-    const bool done = OpenFileConfigStore(folder_, files).value()->Upgrade(vm_).ok();
+    const bool done = OpenFileConfigStore(folder_, files).value()->Upgrade(vm_, true).ok();
     died = files.died();
     const bool is_new = ExpectOldOrNew(before);
     EXPECT_TRUE(!done || is_new) << steps;
@@ -142,7 +157,7 @@ TEST_F(ConfigUpgrade, OldOrNewAfterARestartThatEndsToo) {
       Fill();
       const auto before = Files();
       MortalFiles files(steps);
-      (void)OpenFileConfigStore(folder_, files).value()->Upgrade(vm_);
+      (void)OpenFileConfigStore(folder_, files).value()->Upgrade(vm_, true);
       died = files.died();
       MortalFiles settling(more);
       const auto store = OpenFileConfigStore(folder_, settling);
@@ -173,7 +188,7 @@ TEST_F(ConfigUpgrade, AFailureOfTheDiskLeavesTheOld) {
     Fill();
     const auto before = Files();
     FullDisk files(what.empty() ? (vm_.id() + ".vmcx").c_str() : what.c_str());
-    EXPECT_EQ(OpenFileConfigStore(folder_, files).value()->Upgrade(vm_).error().code(),
+    EXPECT_EQ(OpenFileConfigStore(folder_, files).value()->Upgrade(vm_, true).error().code(),
               Code::kResourceExhausted);
     EXPECT_EQ(Files(), before);
     EXPECT_FALSE(ExpectOldOrNew(before));

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "vmm/config/disk_qos.h"
+#include "vmm/config/versions.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
 
@@ -63,7 +64,8 @@ Result<void> ValidateShared(const config::Vm& vm, const config::Disk& disk) {
 
 /// What its files are, and where.
 Result<void> ValidateFiles(const config::Vm& vm) {
-  if (vm.version() != "5.0" && vm.version() != "6.2")
+  if (std::find(std::begin(kRunningVersions), std::end(kRunningVersions), vm.version()) ==
+      std::end(kRunningVersions))
     return MakeError(Code::kInvalidArgument,
                      "'{}': configuration version '{}'; there are 5.0 (Windows Server 2012 R2) and "
                      "6.2, see 'vmctl host versions'",
@@ -90,7 +92,7 @@ void ApplyDefaults(config::Vm* vm) {
   if (vm->generation() == 0) vm->set_generation(2);
   if (vm->vcpu_count() == 0) vm->set_vcpu_count(1);
   if (vm->scsi_controllers() == 0) vm->set_scsi_controllers(1);
-  if (vm->version().empty()) vm->set_version("6.2");
+  if (vm->version().empty()) vm->set_version(kDefaultVersion);
   if (vm->generation_id().empty()) {
     const Guid id = Guid::Random();
     vm->set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));

@@ -3,10 +3,12 @@
 
 #include <filesystem>
 
+#include "vmm/config/versions.h"
+
 namespace kvmbus::vmm {
 namespace {
 
-bool IsXml(const config::Vm& vm) { return vm.version() == "5.0"; }
+bool IsXml(const config::Vm& vm) { return vm.version() == kVersion50; }
 
 /// Without an ending.
 std::string Stem(const config::Vm& vm) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "config/vm.pb.h"
+#include "vmm/config/versions.h"
 #include "vmm/hvs/key_tree.h"
 #include "vmm/result/result.h"
 
@@ -37,8 +38,8 @@ void WriteVmTree(const config::Vm& vm, uint64_t now, Key* tree);
 uint64_t FileTimeOf(uint64_t realtime_ns);
 
 /// "6.2" is 0x602.
-inline constexpr uint32_t kVersion50 = 0x500, kVersion62 = 0x602;
-inline constexpr uint32_t kNewestImportVersion = 0xc00;
+inline constexpr uint32_t kVersionNumber50 = 0x500, kVersionNumber62 = 0x602;
+inline constexpr uint32_t kNewestVersionNumber = 0xc00;
 std::string VersionName(uint32_t version);
 
 }  // namespace kvmbus::vmm

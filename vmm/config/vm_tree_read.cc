@@ -93,13 +93,12 @@ class Reader {
 
   Result<void> Properties() {
     const auto version = static_cast<uint32_t>(TRY(Number("properties/version", 0, 0xffff)));
-    if (version < kVersion50 || version > kNewestImportVersion)
+    if (version < kVersionNumber50 || version > kNewestVersionNumber)
       return MakeError(Code::kUnimplemented,
                        "its version is {}; {} and {} run, up to {} can be imported",
-                       VersionName(version), VersionName(kVersion50), VersionName(kVersion62),
-                       VersionName(kNewestImportVersion));
+                       VersionName(version), kVersion50, kVersion62, kNewestImportedVersion);
     vm_.set_version(VersionName(version));
-    if (version != kVersion50 && version != kVersion62)
+    if (version != kVersionNumber50 && version != kVersionNumber62)
       Cannot("it becomes 6.2; what newer versions add is not carried over",
              "configuration version {}", vm_.version());
     const std::string type = top_.StringOr("properties/type_id", "");

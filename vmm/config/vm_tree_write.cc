@@ -13,7 +13,7 @@ namespace {
 using namespace vm_tree;  // NOLINT: this file is a part of it
 
 int64_t VersionNumber(const std::string& name) {
-  return name == VersionName(kVersion50) ? kVersion50 : kVersion62;
+  return name == kVersion50 ? kVersionNumber50 : kVersionNumber62;
 }
 
 KeyBytes LittleEndian(uint64_t value) {
@@ -231,7 +231,7 @@ class Writer {
 
   /// 5.0 says here where memory and devices of a saved machine are.
   void SavedState() {
-    if (!vm_.saved() || vm_.version() != VersionName(kVersion50)) {
+    if (!vm_.saved() || vm_.version() != kVersion50) {
       top_->Remove("savedstate");
       return;
     }

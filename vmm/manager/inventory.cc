@@ -163,6 +163,19 @@ Result<void> Inventory::Delete(const std::string& id) {
   return {};
 }
 
+Result<void> Inventory::Upgrade(const std::string& id, bool discard_saved_states) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  if (record->active() || record->preparing)
+    return MakeError(Code::kFailedPrecondition,
+                     "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
+                     record->config.name());
+  record->config = TRY_CTX(store_->Upgrade(record->config, discard_saved_states), "upgrading '{}'",
+                           record->config.name());
+  Notify(id);
+  return {};
+}
+
 std::vector<VmView> Inventory::List() const {
   std::vector<VmView> views;
   for (const auto& [id, record] : records_) views.push_back({record->config, record->status});

@@ -56,6 +56,9 @@ class Inventory {
   /// Fills in defaults, checks, stores. kAlreadyExists for a name or id that is taken.
   Result<std::string> Create(config::Vm vm);
   Result<void> Delete(const std::string& id);
+  /// To configuration version 6.2, with its checkpoints, while it is off. Saved memory goes, which
+  /// must be agreed to.
+  Result<void> Upgrade(const std::string& id, bool discard_saved_states);
 
   std::vector<VmView> List() const;
   /// By id or name: the id. kNotFound; kFailedPrecondition for a name that several have.

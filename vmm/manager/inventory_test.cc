@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the inventory does with configurations, without workers.
+#include "vmm/manager/inventory.h"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+
+namespace kvmbus::vmm {
+namespace {
+
+class InventoryTest : public testing::Test {
+ protected:
+  InventoryTest() : loop_(Loop::Create().value()) {
+    char folder[] = "/tmp/inventory-test-XXXXXX";
+    folder_ = ::mkdtemp(folder);
+    Open();
+  }
+  ~InventoryTest() override {
+    inventory_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  /// As a new vmmd does.
+  void Open() {
+    inventory_.reset();
+    Inventory::Options options;
+    options.state_dir = folder_ + "/state/";
+    options.run_dir = folder_ + "/run";
+    options.worker_path = "/bin/false";
+    options.check_host = [] { return std::vector<HostRequirement>(); };
+    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
+  }
+  static config::Vm Sample(const std::string& version) {
+    config::Vm vm;
+    vm.set_name("one");
+    vm.set_version(version);
+    vm.set_memory_bytes(uint64_t{1} << 30);
+    vm.mutable_firmware()->set_kernel("/kernel");
+    return vm;
+  }
+
+  std::string folder_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Inventory> inventory_;
+};
+
+TEST_F(InventoryTest, ANewMachineIsOfTheNewestVersionInTheStatesFolder) {
+  const auto id = inventory_->Create(Sample(""));
+  ASSERT_TRUE(id.ok()) << id.error().ToString();
+  for (int i = 0; i < 2; ++i, Open()) {
+    const config::Vm vm = inventory_->Get(*id)->config;
+    EXPECT_EQ(vm.version(), "6.2");
+    EXPECT_EQ(vm.folder(), folder_ + "/state");
+    EXPECT_EQ(vm.generation_id().size(), 16u);
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/state/Virtual Machines/" + *id + ".vmcx"));
+}
+
+TEST_F(InventoryTest, ANewMachineHasNoPast) {
+  config::Vm vm = Sample("6.2");
+  vm.set_saved(true);
+  EXPECT_EQ(inventory_->Create(vm).error().code(), Code::kInvalidArgument);
+  vm = Sample("6.2");
+  vm.mutable_checkpoint()->set_id("0AA394FA-7C4A-4070-BA32-773D43B28A68");
+  EXPECT_EQ(inventory_->Create(vm).error().code(), Code::kInvalidArgument);
+  vm = Sample("6.2");
+  vm.set_parent_checkpoint("0AA394FA-7C4A-4070-BA32-773D43B28A68");
+  EXPECT_EQ(inventory_->Create(vm).error().code(), Code::kInvalidArgument);
+  EXPECT_TRUE(inventory_->List().empty());
+}
+
+TEST_F(InventoryTest, AMachineIsUpgradedOnce) {
+  const std::string id = inventory_->Create(Sample("5.0")).value();
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/state/Virtual Machines/" + id + ".xml"));
+  const auto upgraded = inventory_->Upgrade(id, false);
+  ASSERT_TRUE(upgraded.ok()) << upgraded.error().ToString();
+  EXPECT_EQ(inventory_->Upgrade(id, false).error().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(inventory_->Upgrade("none", false).error().code(), Code::kNotFound);
+  for (int i = 0; i < 2; ++i, Open()) EXPECT_EQ(inventory_->Get(id)->config.version(), "6.2");
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/state/Virtual Machines/" + id + ".xml"));
+  EXPECT_TRUE(inventory_->Delete(id).ok());
+  EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/state/Virtual Machines"));
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm
