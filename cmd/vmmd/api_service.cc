@@ -72,8 +72,8 @@ class ChangeSignal {
 
 class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Service {
  public:
-  VirtualMachinesService(vmm::Loop& loop, Inventory& inventory)
-      : loop_(loop), inventory_(inventory) {}
+  VirtualMachinesService(vmm::Loop& loop, Inventory& inventory, vmm::Checkpoints& checkpoints)
+      : loop_(loop), inventory_(inventory), checkpoints_(checkpoints) {}
 
   grpc::Status CreateVm(grpc::ServerContext*, const api::CreateVmRequest* request,
                         api::VmStatus* reply) override {
@@ -99,7 +99,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
   grpc::Status StartVm(grpc::ServerContext*, const api::VmReference* request,
                        api::VmStatus* reply) override {
     return Act(request->vm(), reply, [this](const std::string& id, Inventory::Done done) {
-      inventory_.Start(id, std::move(done));
+      checkpoints_.Start(id, std::move(done));
     });
   }
 
@@ -385,6 +385,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   vmm::Loop& loop_;
   Inventory& inventory_;
+  vmm::Checkpoints& checkpoints_;
 };
 
 class ApiServer::HostService final : public api::Host::Service {
@@ -429,7 +430,7 @@ Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory&
                                                      vmm::Checkpoints& checkpoints, vmm::Jobs& jobs,
                                                      const std::string& socket) {
   std::unique_ptr<ApiServer> self(new ApiServer());
-  self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory);
+  self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory, checkpoints);
   self->host_ = std::make_unique<HostService>(inventory);
   self->disks_ = MakeDisksService(loop, inventory);
   self->checkpoints_ = MakeCheckpointsService(loop, inventory, checkpoints);

@@ -77,7 +77,7 @@ class CheckpointsKillTest : public testing::TestWithParam<std::pair<const char*,
   ~CheckpointsKillTest() override { fs::remove_all(folder_); }
 
   /// Paths are in the files: it is always the same folder that is worked in.
-  std::string work() const { return folder_ + "/work"; }
+  std::string work() const { return folder_ + "/host"; }
   void Keep() { fs::copy(work(), folder_ + "/kept", fs::copy_options::recursive); }
   void Renew() {
     fs::remove_all(work());

@@ -8,6 +8,7 @@ import subprocess
 
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
+from test_vss import BackupGroup
 
 
 def checkpoints(service, vm):
@@ -175,3 +176,64 @@ class Checkpoints(Group):
         self.service.vmctl("checkpoint", "delete", "tree", "c0", "--subtree")
         eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
         expect_equal(checkpoints(self.service, "tree"), [], "checkpoints")
+
+
+@group
+class Production(BackupGroup):
+    """Production checkpoints of a guest with a data base, by its backup service; and without it."""
+
+    name = "production"
+
+    def set_up(self):
+        super().set_up()
+        self.vm.run("sqlload /mnt/db /run/committed >/run/sqlload 2>&1 &")
+
+    def committed(self):
+        return self.number("/run/committed")
+
+    def await_commits(self):
+        """It writes on."""
+        before = self.committed()
+        eventually(lambda: self.committed() > before, "more rows", 60)
+
+    def test_the_disks_are_at_rest_in_it(self):
+        self.await_commits()
+        before = self.committed()
+        self.service.vmctl("checkpoint", "create", "production", "--name", "rest")
+        expect_equal(named(self.service, "production", "rest")["kind"], "production", "kind")
+        self.await_commits()
+        after = self.committed()
+        self.service.vmctl("checkpoint", "apply", "production", "rest")
+        expect_equal(self.vm.show()["state"], "Off", "state")
+        self.vm.boot("initramfs")
+        # A file system that was frozen is clean without a replay of its journal.
+        self.vm.run("tools && e2fsck -fn $(lun 0)")
+        rows = int(self.vm.run(f"mount -t ext4 $(lun 0) /mnt && sqlcheck /mnt/db {before}"))
+        expect(rows <= after + 10, f"{rows} rows are in it, {after} were committed afterwards")
+
+    def test_without_the_service_the_policy_decides(self):
+        self.start_daemon()
+        self.vm.run("sqlload /mnt/db /run/committed >/run/sqlload 2>&1 &")
+        self.await_commits()
+        self.stop_daemon()
+        _, line = self.service.refused("checkpoint", "create", "production", "--production")
+        expect("hv_vss_daemon" in line, f"no reason in: {line}")
+        self.await_commits()
+        self.service.vmctl("checkpoint", "policy", "production", "production-only")
+        self.service.refused("checkpoint", "create", "production")
+        self.await_commits()
+        self.service.vmctl("checkpoint", "policy", "production", "production")
+        self.service.vmctl("checkpoint", "create", "production", "--name", "fallback")
+        expect_equal(named(self.service, "production", "fallback")["kind"], "standard", "kind")
+        self.await_commits()
+        self.service.vmctl("checkpoint", "policy", "production", "disabled")
+        _, line = self.service.refused("checkpoint", "create", "production")
+        expect("disabled" in line, f"no reason in: {line}")
+
+    def test_all_of_them_go(self):
+        for entry in checkpoints(self.service, "production"):
+            if entry["depth"] == 0:
+                self.service.vmctl("checkpoint", "delete", "production", entry["id"], "--subtree")
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        self.await_commits()
+        self.vm.run("killall sqlload sqlite3; while pidof sqlite3 >/dev/null; do usleep 100000; done; sqlcheck /mnt/db")

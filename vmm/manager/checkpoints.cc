@@ -18,6 +18,11 @@ Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles
   KVMBUS_ASSERT(thread.ok());
   file_thread_ = std::move(thread).value();
   inventory_.SetImageWorker(&merger_);
+  subscription_ = inventory_.Subscribe([this](const std::string& vm) {
+    const auto view = inventory_.Get(vm);
+    // An automatic checkpoint is for a run that goes wrong.
+    if (view.ok() && view->status.clean_stop()) DeleteAutomatic(vm, "");
+  });
   Recover();
 }
 
@@ -150,6 +155,43 @@ Result<void> Checkpoints::Rename(const std::string& vm, const std::string& check
   const auto stored = inventory_.Store(renamed);
   inventory_.Release(vm);
   return stored;
+}
+
+void Checkpoints::Start(const std::string& vm, Ended ended) {
+  const auto view = inventory_.Get(vm);
+  if (!view.ok() || !view->config.automatic_checkpoints() || view->config.saved() ||
+      view->status.pid() != 0)
+    return inventory_.Start(vm, std::move(ended));
+  CreateOptions options;
+  options.vm = vm;
+  options.automatic = true;
+  options.name =
+      "Automatic Checkpoint - " +
+      DefaultCheckpointName(view->config.name(), FiletimeOfRealtime(loop_.clock().RealtimeNs()));
+  options.name.resize(std::min(options.name.size(), kMaxCheckpointNameBytes));
+  const auto made = Create(options, [this, alive = alive_, vm, ended](const Result<void>& result) {
+    if (!*alive) return;
+    if (!result.ok()) return ended(result);
+    inventory_.Start(vm, [this, alive, vm, ended](const Result<void>& started) {
+      ended(started);
+      const auto now = inventory_.Get(vm);
+      if (*alive && now.ok()) DeleteAutomatic(vm, now->config.parent_checkpoint());
+    });
+  });
+  if (!made.ok()) ended(made.error());
+}
+
+/// One at a time: the end of the job brings the next one.
+void Checkpoints::DeleteAutomatic(const std::string& vm, const std::string& but) {
+  for (const auto& [id, checkpoint] : inventory_.Checkpoints(vm)) {
+    if (!checkpoint.checkpoint().automatic() || id == but) continue;
+    const auto begun = Delete(vm, id, false, "", [this, alive = alive_, vm, but](const auto& done) {
+      if (*alive && done.ok()) DeleteAutomatic(vm, but);
+    });
+    if (!begun.ok())
+      spdlog::info("an automatic checkpoint stays for now: {}", begun.error().ToString());
+    return;
+  }
 }
 
 }  // namespace kvmbus::vmm

@@ -49,7 +49,8 @@ class Checkpoints {
   Result<void> Rename(const std::string& vm, const std::string& checkpoint,
                       const std::string& name);
 
-  DiskMerger& merger() { return merger_; }
+  /// Starts the VM. One with automatic checkpoints gets one first, in place of the last one.
+  void Start(const std::string& vm, Ended ended);
 
  private:
   using Work = std::function<Result<void>()>;
@@ -59,6 +60,7 @@ class Checkpoints {
   /// Runs `work` on the thread for files.
   void OnFiles(Work work, Ended done);
   void Recover();
+  void DeleteAutomatic(const std::string& vm, const std::string& but);
   void Commit(config::Job job, const Ended& ended);
   void Undo(config::Job job, const Error& error, const Ended& ended);
   void End(const config::Job& job, const Result<void>& result, const Ended& ended);
@@ -83,6 +85,7 @@ class Checkpoints {
   Jobs& jobs_;
   DiskFiles& files_;
   DiskMerger merger_;
+  Inventory::Subscription subscription_;
   std::unique_ptr<LoopThread> file_thread_;
   std::map<std::string, Loop::TimerId> followers_;  // by job
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

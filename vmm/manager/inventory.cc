@@ -24,6 +24,7 @@ constexpr uint64_t kTurnOffTimeoutNs = 60'000'000'000;
 constexpr uint64_t kShutdownTimeoutNs = 60'000'000'000;
 constexpr uint64_t kDiskTimeoutNs = 60'000'000'000;
 constexpr uint32_t kProtocol = 1;
+constexpr std::string_view kGuestShutDown = "guest shut down";  // a worker's last words
 
 Code ToCode(uint32_t code) {
   return code >= 1 && code <= 15 ? static_cast<Code>(code) : Code::kUnknown;
@@ -352,6 +353,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
   if (has_record) {
     status.set_reason(exit.reason());
+    status.set_clean_stop(exit.code() == 0 && exit.reason() == kGuestShutDown);
     if (exit.has_crash()) *status.mutable_crash() = exit.crash();
   } else {
     status.set_reason(fmt::format("its worker {}",

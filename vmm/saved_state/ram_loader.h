@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -29,10 +30,10 @@ class RamLoader {
 
   static Result<std::unique_ptr<RamLoader>> Start(GuestMemory& memory, RamSource source,
                                                   const Options& options, Failed failed);
-  /// Waits until all is there.
+  /// The machine is off: what is missing is not needed any more.
   ~RamLoader();
 
-  /// Waits until all memory is there: nothing is left to be done.
+  /// Waits until all memory is there: nothing is left to be done. Any thread.
   void Finish();
 
  private:
@@ -55,6 +56,8 @@ class RamLoader {
   std::atomic<uint64_t> next_block_{0};
   std::atomic<unsigned> prefetching_{0};
   std::atomic<bool> has_failed_{false};
+  std::atomic<bool> abandoned_{false};
+  std::mutex finish_mutex_;  // guards the threads' objects once they run
   std::vector<std::thread> prefetch_threads_;
   std::thread fault_thread_;
 };

@@ -83,6 +83,13 @@ TEST_F(RamLoaderTest, PagesThatAreMappedElsewhereComeFirst) {
                              kPageSize));
 }
 
+TEST_F(RamLoaderTest, WhatIsNotNeededAnyMoreIsNotWaitedFor) {
+  auto loader = Start(Threads(1), target_.Source());
+  ASSERT_TRUE(loader.ok());
+  loader->reset();
+  EXPECT_EQ(failures_, 0);
+}
+
 TEST_F(RamLoaderTest, EagerReadsAllBeforeItReturns) {
   RamLoader::Options options;
   options.lazy = false;

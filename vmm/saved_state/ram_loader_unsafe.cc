@@ -34,7 +34,12 @@ Result<std::unique_ptr<RamLoader>> RamLoader::Start(GuestMemory& memory, RamSour
 RamLoader::RamLoader(GuestMemory& memory, RamSource source, const Options& options, Failed failed)
     : memory_(memory), source_(std::move(source)), options_(options), failed_(std::move(failed)) {}
 
-RamLoader::~RamLoader() { Finish(); }
+RamLoader::~RamLoader() {
+  abandoned_ = true;
+  if (stop_.valid()) SignalEventFd(stop_.get());
+  Finish();
+  memory_.SetBeforeMapping(nullptr);
+}
 
 Result<void> RamLoader::Arm() {
   userfault_ = TRY(Userfault::Create());
@@ -66,6 +71,7 @@ void RamLoader::Fail(const Error& error) {
 void RamLoader::Prefetch() {
   std::vector<uint8_t> buffer(kRamBlockBytes);
   for (uint64_t block; (block = next_block_.fetch_add(1)) < source_.places.size();) {
+    if (abandoned_) return;
     const auto loaded = LoadBlock(block, &buffer);
     if (!loaded.ok()) return Fail(loaded.error());
   }
@@ -110,6 +116,7 @@ Result<void> RamLoader::Serve(uint64_t address) {
 }
 
 void RamLoader::Finish() {
+  const std::lock_guard lock(finish_mutex_);
   for (std::thread& thread : prefetch_threads_) thread.join();
   prefetch_threads_.clear();
   if (fault_thread_.joinable()) fault_thread_.join();
