@@ -173,6 +173,7 @@ Result<void> Inventory::Upgrade(const std::string& id, bool discard_saved_states
                      record->config.name());
   record->config = TRY_CTX(store_->Upgrade(record->config, discard_saved_states), "upgrading '{}'",
                            record->config.name());
+  record->status.set_state(worker::OFF);  // saved memory has not come along
   Notify(id);
   return {};
 }
