@@ -101,6 +101,14 @@ class Backup(BackupGroup):
             self.await_writes(before, HOLD_SECONDS - 2)
             self.refuse_thaw("stopped meanwhile")
 
+    def test_a_saved_one_is_thawed_when_it_goes_on(self):
+        self.freeze()
+        before = self.written()
+        self.service.vmctl("vm", "save", self.name)
+        self.vm.start()
+        self.await_writes(before)
+        self.refuse_thaw("was not frozen")
+
     def test_a_guest_without_its_service_is_not_frozen(self):
         self.stop_daemon()
         status, line = self.service.refused("vm", "freeze", self.name)
