@@ -138,10 +138,18 @@ TEST_F(CheckpointsTest, AFailureLeavesNothing) {
   EXPECT_EQ(TestHost::DiskOf(host_->Vm()), folder_ + "/disk.vhdx");
 }
 
-TEST_F(CheckpointsTest, AMachineWithCheckpointsIsNotDeleted) {
-  host_->MakeVm("");
+TEST_F(CheckpointsTest, OfADeletedMachineTheDisksStay) {
+  host_->MakeVm("m");
+  host_->Write(0, 'a');
   ASSERT_TRUE(host_->Create("one").ok());
-  EXPECT_EQ(host_->inventory->Delete(host_->Id()).error().code(), Code::kFailedPrecondition);
+  const config::Vm vm = host_->Vm(), checkpoint = Named("one");
+  ASSERT_TRUE(host_->inventory->Delete(host_->Id()).ok());
+  EXPECT_EQ(TestHost::ContentOf(vm), "a...");
+  EXPECT_EQ(host_->Images().size(), 2u);
+  EXPECT_FALSE(std::filesystem::exists(vmm::ConfigFileOf(checkpoint)));
+  EXPECT_FALSE(std::filesystem::exists(vmm::StateFileOf(checkpoint)));
+  Restart();
+  EXPECT_TRUE(host_->inventory->List().empty());
 }
 
 /// Any order of things, against a plain model.

@@ -16,7 +16,7 @@ class Witness:
     def __init__(self, vm, device=None):
         self.vm = vm
         vm.run("dmesg -c >/dev/null")  # what the boot said on this machine
-        vm.run("head -c 96M /dev/urandom > /run/noise; sha256sum /run/noise > /run/sum")
+        vm.run("head -c 100663296 /dev/urandom > /run/noise && sha256sum /run/noise > /run/sum")
         vm.run("(n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.05; done) >/dev/null 2>&1 &")
         if device:
             vm.run("rm -f /run/stop; : >/run/io; (while [ ! -e /run/stop ]; do n=$((n+1)); "

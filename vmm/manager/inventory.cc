@@ -147,10 +147,7 @@ Result<void> Inventory::Delete(const std::string& id) {
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
-  if (!record->checkpoints.empty())
-    return MakeError(Code::kFailedPrecondition,
-                     "'{}' has {} checkpoints; delete them first ('vmctl checkpoint delete')",
-                     record->config.name(), record->checkpoints.size());
+  for (const auto& [checkpoint, config] : record->checkpoints) TRY_VOID(store_->Delete(config));
   TRY_VOID(store_->Delete(record->config));
   if (record->config.saved()) {
     ::unlink(MemoryFileOf(record->config).c_str());
