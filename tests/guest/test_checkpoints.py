@@ -140,7 +140,7 @@ class Checkpoints(TreeGroup):
         for file in sorted(file for file in files if file.endswith("vhdx")):
             self.service.vmctl("disk", "check", file)
             if shutil.which("7zz"):
-                done = subprocess.run(["7zz", "t", file], capture_output=True, text=True, check=False)
+                done = subprocess.run(["7zz", "t", "-tvhdx", file], capture_output=True, text=True, check=False)
                 expect("Everything is Ok" in done.stdout, f"7zz t {file}: {done.stdout[-300:]}{done.stderr}")
         self.vm.start()
 
@@ -186,19 +186,16 @@ class CheckpointDeletion(TreeGroup):
 
 @group
 class ManyCheckpoints(Group):
-    """Of a machine that is off."""
+    """Of a machine that is off, and has no disks: what they would take is shown elsewhere."""
 
     def test_fifty_are_allowed(self):
-        disk = self.context.new_disk("many", "64M")
-        vm = Vm(self.service, "many", self.image, disks=[disk])
+        vm = Vm(self.service, "many", self.image)
         for number in range(50):
             self.service.vmctl("checkpoint", "create", "many", "--name", f"c{number}")
         _, line = self.service.refused("checkpoint", "create", "many", "--name", "c50")
         expect("50" in line, f"no reason in: {line}")
-        self.service.vmctl("checkpoint", "delete", "many", "c0", "--subtree")
-        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged", 300)
-        expect_equal(checkpoints(self.service, "many"), [], "checkpoints")
-        expect_equal(vm.show()["disks"][0]["path"], disk, "the machine's disk")
+        self.service.vmctl("checkpoint", "delete", "many", "c1", "--subtree")
+        expect_equal([entry["name"] for entry in checkpoints(self.service, "many")], ["c0"], "checkpoints")
         vm.remove()
 
 
