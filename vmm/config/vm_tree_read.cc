@@ -164,13 +164,12 @@ class Reader {
          "it runs without"},
         {"global_settings/devices/storage_allow_full_scsi_command_set",
          "the full SCSI command set passed through", "disks answer what they know"},
+        {"global_settings/disk_merge_pending", "a merge of its disks that is not done",
+         "merge them with 'vmctl disk merge'"},
         {"properties/highly_available", "high availability in a cluster", "it runs on this host"}};
     for (const auto& flag : kFlags) {
       if (top_.BoolOr(flag.path, false)) Cannot(flag.fix, "{}", flag.what);
     }
-    // Ours are merged.
-    if (own_ == nullptr && top_.BoolOr("global_settings/disk_merge_pending", false))
-      Cannot("merge them with 'vmctl disk merge'", "a merge of its disks that is not done");
     const int64_t node = top_.IntOr("settings/memory/vnuma/max_size_per_node", 0);
     const auto size = static_cast<int64_t>(vm_.memory_bytes() >> 20);
     if (top_.BoolOr("settings/vnuma/enabled", false) && node > 0 && size > node)
@@ -354,19 +353,7 @@ class Reader {
       vm_.mutable_checkpoint()->set_production(own_->BoolOr("checkpoint/production", false));
       vm_.mutable_checkpoint()->set_automatic(own_->BoolOr("checkpoint/automatic", false));
     }
-    OwnList(own_->Find("unneeded_disks"), vm_.mutable_unneeded_disks());
-    if (const Key* merging = own_->Find("merging")) {
-      vm_.mutable_merging()->set_file(merging->StringOr("file", ""));
-      vm_.mutable_merging()->set_into(merging->StringOr("into", ""));
-      OwnList(merging->Find("children"), vm_.mutable_merging()->mutable_children());
-    }
     for (config::Disk& disk : *vm_.mutable_disks()) OwnDisk(&disk);
-  }
-  static void OwnList(const Key* list, google::protobuf::RepeatedPtrField<std::string>* files) {
-    if (list == nullptr) return;
-    for (const Key& key : list->children) {
-      if (const auto* file = std::get_if<std::string>(&key.value)) *files->Add() = *file;
-    }
   }
   void OwnDisk(config::Disk* disk) {
     const Key* own = own_->Find(fmt::format("disks/scsi{}_{}", disk->controller(), disk->lun()));

@@ -35,11 +35,6 @@ config::Vm Sample(const std::string& version) {
   vm.set_saved(true);
   vm.set_checkpoint_policy(config::STANDARD);
   vm.set_automatic_checkpoints(true);
-  vm.add_unneeded_disks("/vms/old_1.avhdx");
-  vm.add_unneeded_disks("/vms/old_2.avhdx");
-  vm.mutable_merging()->set_file("/vms/a.avhdx");
-  vm.mutable_merging()->set_into("/vms/old_1.avhdx");
-  vm.mutable_merging()->add_children("/vms/b.avhdx");
   vm.set_parent_checkpoint("11111111-2222-3333-4444-555555555555");
   config::Disk* disk = vm.add_disks();
   disk->set_path("/disks/a.vhdx");

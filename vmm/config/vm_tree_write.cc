@@ -100,11 +100,7 @@ class Writer {
     Once("global_settings/devices/allow_reduced_fc_redundancy", false);
     Put("global_settings/devices/generation_id", ToHex(vm_.generation_id()));
     Once("global_settings/devices/storage_allow_full_scsi_command_set", false);
-    const bool owed = vm_.unneeded_disks_size() != 0 || vm_.has_merging();
-    if (owed || top_->Find("kvmbus") != nullptr)
-      Put("global_settings/disk_merge_pending", owed);
-    else
-      Once("global_settings/disk_merge_pending", false);
+    Once("global_settings/disk_merge_pending", false);
     if (is_new_) Metrics();
     Once("global_settings/owner/sid", "S-1-5-32-544");  // the administrators
     // Nothing, off, nothing: what happens to machines of ours.
@@ -262,17 +258,8 @@ class Writer {
       Set(&own, "checkpoint/production", vm_.checkpoint().production());
       Set(&own, "checkpoint/automatic", vm_.checkpoint().automatic());
     }
-    if (vm_.unneeded_disks_size() != 0) List(vm_.unneeded_disks(), &own.Make("unneeded_disks"));
-    if (vm_.has_merging()) {
-      Set(&own, "merging/file", vm_.merging().file());
-      Set(&own, "merging/into", vm_.merging().into());
-      List(vm_.merging().children(), &own.Make("merging/children"));
-    }
     for (const config::Disk& disk : vm_.disks())
       OwnDisk(disk, &own.Make(fmt::format("disks/scsi{}_{}", disk.controller(), disk.lun())));
-  }
-  static void List(const google::protobuf::RepeatedPtrField<std::string>& files, Key* list) {
-    for (const std::string& file : files) list->children.push_back({"file", file, {}});
   }
   static void OwnDisk(const config::Disk& disk, Key* own) {
     Set(own, "buffered", disk.caching() == config::BUFFERED);
