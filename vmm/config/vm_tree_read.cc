@@ -164,9 +164,9 @@ class Reader {
          "it runs without"},
         {"global_settings/devices/storage_allow_full_scsi_command_set",
          "the full SCSI command set passed through", "disks answer what they know"},
-        {"global_settings/disk_merge_pending", "a merge of its disks that is not done",
-         "merge them with 'vmctl disk merge'"},
         {"properties/highly_available", "high availability in a cluster", "it runs on this host"}};
+    if (own_ == nullptr && top_.BoolOr("global_settings/disk_merge_pending", false))
+      Cannot("merge them with 'vmctl disk merge'", "a merge of its disks that is not done");
     for (const auto& flag : kFlags) {
       if (top_.BoolOr(flag.path, false)) Cannot(flag.fix, "{}", flag.what);
     }
@@ -353,7 +353,21 @@ class Reader {
       vm_.mutable_checkpoint()->set_production(own_->BoolOr("checkpoint/production", false));
       vm_.mutable_checkpoint()->set_automatic(own_->BoolOr("checkpoint/automatic", false));
     }
+    ReadList("unneeded_disks", vm_.mutable_unneeded_disks());
+    if (own_->Find("merging") != nullptr) {
+      config::DiskMerge& merging = *vm_.mutable_merging();
+      merging.set_file(own_->StringOr("merging/file", ""));
+      merging.set_into(own_->StringOr("merging/into", ""));
+      ReadList("merging/children", merging.mutable_children());
+    }
     for (config::Disk& disk : *vm_.mutable_disks()) OwnDisk(&disk);
+  }
+  void ReadList(const char* path, google::protobuf::RepeatedPtrField<std::string>* texts) const {
+    const Key* list = own_->Find(path);
+    if (list == nullptr) return;
+    for (const Key& key : list->children) {
+      if (const auto* text = std::get_if<std::string>(&key.value)) *texts->Add() = *text;
+    }
   }
   void OwnDisk(config::Disk* disk) {
     const Key* own = own_->Find(fmt::format("disks/scsi{}_{}", disk->controller(), disk->lun()));

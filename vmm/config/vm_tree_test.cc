@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
+#include <regex>
+#include <sstream>
 
 #include "vmm/config/limits.h"
 #include "vmm/config/vm_tree_keys.h"
@@ -36,6 +39,11 @@ config::Vm Sample(const std::string& version) {
   vm.set_checkpoint_policy(config::STANDARD);
   vm.set_automatic_checkpoints(true);
   vm.set_parent_checkpoint("11111111-2222-3333-4444-555555555555");
+  vm.add_unneeded_disks("/disks/old.avhdx");
+  vm.add_unneeded_disks("/disks/older.avhdx");
+  vm.mutable_merging()->set_file("/disks/old.avhdx");
+  vm.mutable_merging()->set_into("/disks/a.vhdx");
+  vm.mutable_merging()->add_children("/disks/a2.avhdx");
   config::Disk* disk = vm.add_disks();
   disk->set_path("/disks/a.vhdx");
   disk->set_caching(config::BUFFERED);
@@ -103,6 +111,26 @@ TEST(VmTree, AMachineComesBackWhole) {
     const auto from_xml = ParseXmlTree(FormatXmlTree(TreeOf(vm)).value());
     EXPECT_EQ(Text(ReadVmTree(*from_xml)->vm), Text(vm)) << "sorted, as XML is";
   }
+}
+
+/// Whoever adds a field to the schema adds it to the tree and to Sample(), or a restart loses it.
+TEST(VmTree, EveryFieldOfTheSchemaIsKnown) {
+  const std::map<std::string, int> kKnown = {
+      {"Disk", 9}, {"DiskQos", 3},    {"Firmware", 3},  {"IntegrationServices", 4},
+      {"Vm", 22},  {"Checkpoint", 6}, {"DiskMerge", 3}, {"SerialPort", 1}};
+  std::istringstream schema(
+      ReadWholeFile(KVMBUS_CONFIG_TESTDATA "/../../../proto/config/vm.proto").value());
+  std::map<std::string, int> fields;
+  std::string line, message;
+  for (std::smatch match; std::getline(schema, line);) {
+    if (std::regex_search(line, match, std::regex("^message (\\w+) \\{")))
+      message = match[1];
+    else if (std::regex_search(line, std::regex("^  [\\w ]+ \\w+ = \\d+;")))
+      ++fields[message];
+    else if (line == "}")
+      message.clear();
+  }
+  for (const auto& [name, count] : kKnown) EXPECT_EQ(fields[name], count) << name;
 }
 
 TEST(VmTree, ACheckpointComesBackWhole) {

@@ -34,6 +34,7 @@ class Writer {
       : vm_(vm),
         now_(now),
         is_new_(tree->Find("configuration/properties") == nullptr),
+        is_ours_(is_new_ || tree->Find("configuration/kvmbus") != nullptr),
         top_(&tree->Make("configuration")) {}
 
   void Run() {
@@ -100,7 +101,11 @@ class Writer {
     Once("global_settings/devices/allow_reduced_fc_redundancy", false);
     Put("global_settings/devices/generation_id", ToHex(vm_.generation_id()));
     Once("global_settings/devices/storage_allow_full_scsi_command_set", false);
-    Once("global_settings/disk_merge_pending", false);
+    const bool merge_pending = vm_.unneeded_disks_size() != 0 || vm_.has_merging();
+    if (is_ours_)
+      Put("global_settings/disk_merge_pending", merge_pending);
+    else
+      Once("global_settings/disk_merge_pending", merge_pending);
     if (is_new_) Metrics();
     Once("global_settings/owner/sid", "S-1-5-32-544");  // the administrators
     // Nothing, off, nothing: what happens to machines of ours.
@@ -258,8 +263,20 @@ class Writer {
       Set(&own, "checkpoint/production", vm_.checkpoint().production());
       Set(&own, "checkpoint/automatic", vm_.checkpoint().automatic());
     }
+    AddList("unneeded_disks", "disk", vm_.unneeded_disks(), &own);
+    if (vm_.has_merging()) {
+      Set(&own, "merging/file", vm_.merging().file());
+      Set(&own, "merging/into", vm_.merging().into());
+      AddList("merging/children", "child", vm_.merging().children(), &own);
+    }
     for (const config::Disk& disk : vm_.disks())
       OwnDisk(disk, &own.Make(fmt::format("disks/scsi{}_{}", disk.controller(), disk.lun())));
+  }
+  static void AddList(const char* path, const char* name,
+                      const google::protobuf::RepeatedPtrField<std::string>& texts, Key* own) {
+    if (texts.empty()) return;
+    Key& list = own->Make(path);
+    for (const std::string& text : texts) list.children.push_back({name, text, {}});
   }
   static void OwnDisk(const config::Disk& disk, Key* own) {
     Set(own, "buffered", disk.caching() == config::BUFFERED);
@@ -271,6 +288,7 @@ class Writer {
   const config::Vm& vm_;
   const uint64_t now_;
   const bool is_new_;
+  const bool is_ours_;
   Key* const top_;
   std::vector<std::string> scsi_;  ///< instances, by number
 };

@@ -168,8 +168,13 @@ Result<void> Inventory::Upgrade(const std::string& id, bool discard_saved_states
     return MakeError(Code::kFailedPrecondition,
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
+  TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
   record->config = TRY_CTX(store_->Upgrade(record->config, discard_saved_states), "upgrading '{}'",
                            record->config.name());
+  for (auto& [checkpoint_id, checkpoint] : record->checkpoints) {
+    checkpoint.set_version(record->config.version());
+    checkpoint.set_saved(false);
+  }
   record->status.set_state(worker::OFF);  // saved memory has not come along
   Notify(id);
   return {};

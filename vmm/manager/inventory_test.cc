@@ -84,5 +84,24 @@ TEST_F(InventoryTest, AMachineIsUpgradedOnce) {
   EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/state/Virtual Machines"));
 }
 
+TEST_F(InventoryTest, CheckpointsAreUpgradedAlong) {
+  const std::string id = inventory_->Create(Sample("5.0")).value();
+  config::Vm checkpoint = inventory_->Get(id)->config;
+  checkpoint.mutable_checkpoint()->set_id("0AA394FA-7C4A-4070-BA32-773D43B28A68");
+  checkpoint.set_saved(true);
+  ASSERT_TRUE(inventory_->Store(checkpoint).ok());
+  EXPECT_EQ(inventory_->Upgrade(id, false).error().code(), Code::kFailedPrecondition);
+  ASSERT_TRUE(inventory_->Reserve(id, "being tested").ok());
+  EXPECT_EQ(inventory_->Upgrade(id, true).error().code(), Code::kFailedPrecondition);
+  inventory_->Release(id);
+  ASSERT_TRUE(inventory_->Upgrade(id, true).ok());
+  for (int i = 0; i < 2; ++i, Open()) {
+    const auto checkpoints = inventory_->Checkpoints(id);
+    ASSERT_EQ(checkpoints.size(), 1u);
+    EXPECT_EQ(checkpoints.begin()->second.version(), "6.2");
+    EXPECT_FALSE(checkpoints.begin()->second.saved());
+  }
+}
+
 }  // namespace
 }  // namespace kvmbus::vmm
