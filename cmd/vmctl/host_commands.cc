@@ -50,14 +50,13 @@ int Versions(const Context& context) {
   if (context.format == Format::kJson) {
     const Json json = Json::Object({{"running", Json::Array(items)},
                                     {"default", Json::Text(reply.default_version())},
-                                    {"newest_imported", Json::Text(reply.newest_imported())}});
+                                    {"newest_compared", Json::Text(reply.newest_compared())}});
     std::printf("%s\n", json.text().c_str());
     return kExitDone;
   }
   PrintTable({{"Running", running},
               {"Default", reply.default_version()},
-              {"Imported",
-               fmt::format("up to {}, as {}", reply.newest_imported(), reply.default_version())}});
+              {"Compared", "up to " + reply.newest_compared()}});
   return kExitDone;
 }
 

@@ -379,6 +379,7 @@ void AddVmCommands(CLI::App& app, Context& context) {
                  "Without the backup service (volume checkpoint)");
   verb->callback([&context, create] { context.exit_status = Create(context, *create); });
 
+  AddImportCommand(vm, context);
   vm->add_subcommand("list", "List the virtual machines")->callback([&context] {
     context.exit_status = VmCommands(context).List();
   });

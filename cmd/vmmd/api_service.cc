@@ -118,6 +118,22 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     });
   }
 
+  grpc::Status ImportVm(grpc::ServerContext*, const api::ImportVmRequest* request,
+                        api::ImportVmReply* reply) override {
+    vmm::ImportOptions options;
+    options.file = request->file();
+    options.folders = {request->folders().begin(), request->folders().end()};
+    options.name = request->name();
+    options.firmware = request->firmware();
+    return OnLoop([&]() -> Result<void> {
+      const vmm::ImportPlan plan = TRY(inventory_.Import(options, request->compare()));
+      *reply->mutable_vm() = plan.vm;
+      FillList(plan.obstacles, reply->mutable_obstacles());
+      FillList(plan.incompatibilities, reply->mutable_incompatibilities());
+      return {};
+    });
+  }
+
   grpc::Status UpgradeVm(grpc::ServerContext*, const api::UpgradeVmRequest* request,
                          api::VmStatus* reply) override {
     return OnLoop([&]() -> Result<void> {
@@ -304,6 +320,15 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return ToStatus(result);
   }
 
+  static void FillList(const std::vector<vmm::Incompatibility>& list,
+                       google::protobuf::RepeatedPtrField<api::Incompatibility>* out) {
+    for (const auto& [what, fix] : list) {
+      api::Incompatibility* item = out->Add();
+      item->set_what(what);
+      item->set_fix(fix);
+    }
+  }
+
   Result<void> FillStatus(const std::string& vm, api::VmStatus* status) {
     status->Clear();
     const std::string id = TRY(inventory_.Resolve(vm));
@@ -412,7 +437,7 @@ class ApiServer::HostService final : public api::Host::Service {
                             api::VersionsReply* reply) override {
     for (const char* version : vmm::kRunningVersions) reply->add_running(version);
     reply->set_default_version(vmm::kDefaultVersion);
-    reply->set_newest_imported(vmm::kNewestImportedVersion);
+    reply->set_newest_compared(vmm::kNewestReadVersion);
     return grpc::Status::OK;
   }
 

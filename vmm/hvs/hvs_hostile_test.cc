@@ -109,6 +109,16 @@ const Case kCases[] = {
      [](auto& file) {
        file.EditKey(file.FirstKey(), kNodeBytes, [](auto& entry) { entry.name_size = 255; });
      }},
+    {"its name is no UTF-8", "its name is no UTF-8",
+     [](auto& file) {
+       file.Put(file.FirstKey() + sizeof(KeyEntry), "\xff");
+       file.EditKey(file.FirstKey(), kNodeBytes, [](auto&) {});
+     }},
+    {"or has control characters", "control characters",
+     [](auto& file) {
+       file.Put(file.FirstKey() + sizeof(KeyEntry), "\x1b");
+       file.EditKey(file.FirstKey(), kNodeBytes, [](auto&) {});
+     }},
     {"have no way up to the root", "no entry where its parent",  // its own parent
      [](auto& file) {
        file.EditKey(file.FirstKey(), kNodeBytes, [](auto& entry) {

@@ -90,7 +90,6 @@ void Use(const HvsReader& reader) {
   }
   if (HasObjects(reader.root())) return;
   const Fd copy(::memfd_create("copy", MFD_CLOEXEC));
-  // Names need not be UTF-8, texts are; so what was read can be written.
   KVMBUS_ASSERT(HvsWriter(copy.get()).Finish(reader.root()).ok());
   const auto again = HvsReader::Open(copy.get());
   KVMBUS_ASSERT(again.ok());

@@ -34,6 +34,13 @@ size_t FixedBytes(KeyType type, bool is_object) {
 
 bool HasCount(KeyType type) { return type == KeyType::kString || type == KeyType::kArray; }
 
+/// A name is shown to people, and comes from anybody.
+bool IsName(std::string_view name) {
+  return std::none_of(name.begin(), name.end(),
+                      [](char c) { return static_cast<uint8_t>(c) < 0x20 || c == 0x7f; }) &&
+         Utf8ToUtf16(name, std::endian::little);
+}
+
 bool IsKnown(KeyType type) { return type >= KeyType::kInt && type <= KeyType::kNode; }
 
 /// What of an entry's data counts, without what is left over.
@@ -113,6 +120,8 @@ Result<KeyTableReader::Entry> KeyTableReader::ParseEntry(const KeyEntry& header,
   if (header.name_size < 2 || header.name_size > bytes.size() ||
       bytes.substr(0, header.name_size).find('\0') != header.name_size - 1u)
     return Damage("its name has no end, or is empty");
+  if (!IsName(bytes.substr(0, header.name_size - 1u)))
+    return Damage("its name is no UTF-8, or has control characters");
   const std::string_view data = TRY(MeaningfulData(header, bytes.substr(header.name_size)));
   KeyEntry unsigned_header = header;
   unsigned_header.checksum = 0;

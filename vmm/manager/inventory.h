@@ -13,6 +13,7 @@
 #include "config/vm.pb.h"
 #include "vmm/checkpoint/checkpoint_tree.h"
 #include "vmm/config/config_store.h"
+#include "vmm/config/vm_import.h"
 #include "vmm/event/loop.h"
 #include "vmm/hypervisor/host_requirement.h"
 #include "vmm/manager/disk_owners.h"
@@ -56,6 +57,9 @@ class Inventory {
   /// Fills in defaults, checks, stores. kAlreadyExists for a name or id that is taken.
   Result<std::string> Create(config::Vm vm);
   Result<void> Delete(const std::string& id);
+  /// A machine of somebody else's, registered where it is with its checkpoints, unless there are
+  /// obstacles or it is only `compared`.
+  Result<ImportPlan> Import(const ImportOptions& options, bool compare);
   /// To configuration version 6.2, with its checkpoints, while it is off. Saved memory goes, which
   /// must be agreed to.
   Result<void> Upgrade(const std::string& id, bool discard_saved_states);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include <filesystem>
+#include <fstream>
 
 namespace kvmbus::vmm {
 namespace {
@@ -82,6 +83,35 @@ TEST_F(InventoryTest, AMachineIsUpgradedOnce) {
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/state/Virtual Machines/" + id + ".xml"));
   EXPECT_TRUE(inventory_->Delete(id).ok());
   EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/state/Virtual Machines"));
+}
+
+TEST_F(InventoryTest, AMachineIsImportedWhereItIs) {
+  // Made here, then forgotten: as it would come from elsewhere.
+  std::filesystem::create_directories(folder_ + "/in");
+  std::ofstream(folder_ + "/in/kernel") << "kernel";
+  config::Vm vm = Sample("6.2");
+  vm.set_folder(std::filesystem::canonical(folder_ + "/in").string());
+  vm.mutable_firmware()->set_kernel(vm.folder() + "/kernel");
+  const std::string id = inventory_->Create(vm).value();
+  config::Vm checkpoint = inventory_->Get(id)->config;
+  checkpoint.mutable_checkpoint()->set_id("0AA394FA-7C4A-4070-BA32-773D43B28A68");
+  ASSERT_TRUE(inventory_->Store(checkpoint).ok());
+  ImportOptions options;
+  options.file = vm.folder() + "/Virtual Machines/" + id + ".vmcx";
+  const auto twice = inventory_->Import(options, false);
+  ASSERT_FALSE(twice.ok());
+  EXPECT_NE(twice.error().ToString().find("has its id"), std::string::npos);
+  std::filesystem::remove(folder_ + "/state/data.vmcx");
+  Open();
+  ASSERT_TRUE(inventory_->List().empty());
+  ASSERT_TRUE(inventory_->Import(options, true).ok());
+  EXPECT_TRUE(inventory_->List().empty()) << "only compared";
+  const auto plan = inventory_->Import(options, false);
+  ASSERT_TRUE(plan.ok()) << plan.error().ToString();
+  for (int i = 0; i < 2; ++i, Open()) {
+    EXPECT_EQ(inventory_->Get(id)->config.name(), "one");
+    EXPECT_EQ(inventory_->Checkpoints(id).size(), 1u);
+  }
 }
 
 TEST_F(InventoryTest, CheckpointsAreUpgradedAlong) {

@@ -42,7 +42,7 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes)
 Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode) {
   const std::string temporary = fmt::format("{}.new.{}", path, ::getpid());
   {
-    const Fd fd = TRY(OpenFile(temporary, O_WRONLY | O_CREAT | O_TRUNC, mode));
+    const Fd fd = TRY(OpenFile(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
     const auto* bytes = reinterpret_cast<const uint8_t*>(content.data());
     auto written = PWriteAll(fd.get(), {bytes, content.size()}, 0);
     if (written.ok()) written = SyncFile(fd.get());

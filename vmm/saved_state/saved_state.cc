@@ -50,7 +50,7 @@ std::string FolderOf(const std::string& path) {
 
 Result<Fd> CreateNew(const std::string& path) {
   TRY_VOID(MakeFolders(FolderOf(path), 0750));
-  return OpenFile(path + kNewSuffix, O_RDWR | O_CREAT | O_TRUNC, 0640);
+  return OpenFile(path + kNewSuffix, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW, 0640);
 }
 
 /// From its new name to its own; the folder is synced.

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm/config/vm_import.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+
+#include "vmm/config/config_file.h"
+#include "vmm/config/config_upgrade.h"
+#include "vmm/config/limits.h"
+#include "vmm/config/versions.h"
+#include "vmm/config/vm_files.h"
+#include "vmm/config/vm_tree_keys.h"
+#include "vmm/guid/guid.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// After all symbolic links; nullopt if it is not there.
+std::optional<fs::path> RealPath(const fs::path& path) {
+  std::error_code error;
+  auto real = fs::canonical(path, error);
+  if (error) return std::nullopt;
+  return real;
+}
+
+bool IsInside(const fs::path& path, const fs::path& folder) {
+  const auto [end, unused] = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
+  return end == folder.end() && path != folder;
+}
+
+/// The folders that an import may use.
+class Folders {
+ public:
+  Result<void> Add(const std::string& folder) {
+    const auto real = RealPath(folder);
+    std::error_code error;
+    if (!real || !fs::is_directory(*real, error))
+      return MakeError(Code::kNotFound, "'{}' is no folder", folder);
+    roots_.push_back(*real);
+    return {};
+  }
+
+  /// The regular file that a configuration means by `path`, of Windows or not.
+  std::optional<std::string> Find(const std::string& path) const {
+    if (path.starts_with('/')) {
+      if (auto found = Take(path)) return found;
+    }
+    const std::string name = path.substr(path.find_last_of("\\/") + 1);
+    if (name.empty() || name == "." || name == "..") return std::nullopt;
+    for (const fs::path& root : roots_) {
+      for (const char* folder : {"", "Virtual Hard Disks", "Snapshots"}) {
+        if (auto found = Take(root / folder / name)) return found;
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  std::optional<std::string> Take(const fs::path& path) const {
+    const auto real = RealPath(path);
+    std::error_code error;
+    if (!real || !fs::is_regular_file(*real, error)) return std::nullopt;
+    for (const fs::path& root : roots_) {
+      if (IsInside(*real, root)) return real->string();
+    }
+    return std::nullopt;
+  }
+
+  std::vector<fs::path> roots_;
+};
+
+class Planner {
+ public:
+  explicit Planner(const ImportOptions& options) : options_(options) {}
+
+  Result<ImportPlan> Run() {
+    const std::string file = TRY(FindFile());
+    for (const std::string& folder : options_.folders) TRY_VOID(folders_.Add(folder));
+    VmOfTree read = TRY(Read(file));
+    plan_.vm = std::move(read.vm);
+    plan_.incompatibilities = std::move(read.incompatibilities);
+    if (plan_.vm.has_checkpoint())
+      return MakeError(Code::kInvalidArgument, "'{}' is a checkpoint's; import its machine",
+                       options_.file);
+    plan_.vm.set_folder(folder_.string());
+    if (!options_.name.empty()) plan_.vm.set_name(options_.name);
+    CheckPlace(file);
+    FitAll(&plan_.vm);
+    TRY_VOID(Checkpoints());
+    const Guid id = Guid::Random();
+    plan_.vm.set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));
+    if (plan_.vm.scsi_controllers() == 0) plan_.vm.set_scsi_controllers(1);
+    if (plan_.obstacles.empty()) Validate();
+    return std::move(plan_);
+  }
+
+ private:
+  template <typename... Args>
+  void Obstacle(std::string_view fix, fmt::format_string<Args...> what, Args&&... args) {
+    plan_.obstacles.push_back(
+        {vm_tree::Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
+  }
+  template <typename... Args>
+  void Loses(std::string_view fix, fmt::format_string<Args...> what, Args&&... args) {
+    plan_.incompatibilities.push_back(
+        {vm_tree::Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
+  }
+
+  /// A link does not lead the import to another folder than the one that was given.
+  Result<std::string> FindFile() {
+    const fs::path named = NormalFolder(options_.file);
+    fs::path folder = named.parent_path();
+    if (folder.filename() == "Virtual Machines") folder = folder.parent_path();
+    TRY_VOID(folders_.Add(folder.string()));
+    folder_ = RealPath(folder).value_or(folder);
+    const auto file = folders_.Find(named.string());
+    if (!file)
+      return MakeError(Code::kNotFound, "there is no file '{}', or it is a link out of its folder",
+                       options_.file);
+    return *file;
+  }
+
+  Result<VmOfTree> Read(const std::string& path) const {
+    const Key tree = TRY(ReadConfigTree(path));
+    return TRY_CTX(ReadVmTree(tree), "configuration '{}'", path);
+  }
+
+  void CheckPlace(const std::string& file) {
+    const config::Vm& vm = plan_.vm;
+    if (vm.version() != kVersion50 && vm.version() != kVersion62)
+      Obstacle("make a virtual machine of 6.2 around its disks ('vmctl vm create')",
+               "its files cannot be used where they are in version {}", vm.version());
+    else if (ConfigFileOf(vm) != file)
+      Obstacle("rename it", "'{}' should be '{}'", file, ConfigFileOf(vm));
+  }
+
+  /// Of the machine and of its checkpoints: every file that is named.
+  void FitAll(config::Vm* vm) {
+    const std::string whose =
+        vm->has_checkpoint() ? fmt::format("checkpoint '{}': ", vm->checkpoint().name()) : "";
+    for (config::Disk& disk : *vm->mutable_disks()) FitDisk(whose, &disk);
+    FitMerges(whose, vm);
+    if (!options_.firmware.kernel().empty())
+      *vm->mutable_firmware() = options_.firmware;
+    else
+      FitFirmware(whose, vm->mutable_firmware());
+    const std::string& com1 = vm->serial().com1();
+    if (!com1.empty() && com1 != "console") {
+      Loses("connect it anew", "{}serial port to '{}'", whose, com1);
+      vm->mutable_serial()->clear_com1();
+    }
+    if (!vm->saved()) return;
+    if (folders_.Find(StateFileOf(*vm)) == StateFileOf(*vm) &&
+        folders_.Find(MemoryFileOf(*vm)) == MemoryFileOf(*vm))
+      return;
+    Loses("it starts anew", "{}saved memory, whose file is not there", whose);
+    vm->set_saved(false);
+  }
+
+  void FitDisk(const std::string& whose, config::Disk* disk) {
+    if (!disk->next().empty()) {
+      Loses("it goes on with the present one", "{}a new child of '{}'", whose, disk->path());
+      disk->clear_next();
+    }
+    if (disk->path().empty() && disk->kind() == config::DVD) return;
+    const auto found = folders_.Find(disk->path());
+    if (found) {
+      disk->set_path(*found);
+    } else if (disk->kind() == config::DVD) {
+      Loses("insert one", "{}disc '{}', which is in none of the folders", whose, disk->path());
+      disk->clear_path();
+    } else {
+      Obstacle("give its folder with --folder", "{}disk '{}' is in none of the folders", whose,
+               disk->path());
+    }
+  }
+
+  /// Files that would be deleted or written.
+  void FitMerges(const std::string& whose, config::Vm* vm) {
+    if (vm->unneeded_disks_size() == 0 && !vm->has_merging()) return;
+    Loses("merge them with 'vmctl disk merge'", "{}merges of disks that are not done", whose);
+    vm->clear_unneeded_disks();
+    vm->clear_merging();
+  }
+
+  void FitFirmware(const std::string& whose, config::Firmware* firmware) {
+    const auto kernel = folders_.Find(firmware->kernel());
+    const auto initrd = folders_.Find(firmware->initrd());
+    if (!kernel || (!initrd && !firmware->initrd().empty())) {
+      if (firmware->kernel().empty())
+        Obstacle("give it a kernel with --kernel", "{}it boots from its disks", whose);
+      else
+        Obstacle("give them with --kernel and --initrd",
+                 "{}its kernel '{}' or initrd '{}' is in none of the folders", whose,
+                 firmware->kernel(), firmware->initrd());
+      return;
+    }
+    firmware->set_kernel(*kernel);
+    if (initrd) firmware->set_initrd(*initrd);
+  }
+
+  Result<void> Checkpoints() {
+    for (const std::string& path : ConfigFilesIn(CheckpointsFolderOf(plan_.vm))) {
+      const auto real = folders_.Find(path);
+      if (real != path) continue;  // a link to somewhere else
+      auto read = Read(path);
+      if (!read.ok()) {
+        Obstacle("move it away, if it is of another machine", "{}", read.error().ToString());
+        continue;
+      }
+      if (!read->vm.has_checkpoint() || read->vm.id() != plan_.vm.id()) continue;
+      config::Vm checkpoint = std::move(read->vm);
+      checkpoint.set_folder(folder_.string());
+      if (ConfigFileOf(checkpoint) != path || checkpoint.version() != plan_.vm.version()) {
+        Obstacle("move it away", "checkpoint '{}' is of version {}, or has another name", path,
+                 checkpoint.version());
+        continue;
+      }
+      FitAll(&checkpoint);
+      plan_.checkpoints.push_back(std::move(checkpoint));
+    }
+    return {};
+  }
+
+  void Validate() {
+    if (const auto valid = ValidateConfig(plan_.vm); !valid.ok())
+      Obstacle("change it where it comes from", "{}", valid.error().ToString());
+  }
+
+  const ImportOptions& options_;
+  fs::path folder_;
+  Folders folders_;
+  ImportPlan plan_;
+};
+
+}  // namespace
+
+Result<ImportPlan> PlanImport(const ImportOptions& options) { return Planner(options).Run(); }
+
+}  // namespace kvmbus::vmm
