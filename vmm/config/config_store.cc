@@ -93,7 +93,7 @@ class FileConfigStore final : public ConfigStore {
                          "'{}' is there already, and no virtual machine's; move it away", path);
       tree = TRY(ReadConfigTree(path));
     }
-    WriteVmTree(vm, FileTimeOf(SystemClock().RealtimeNs()), &tree);
+    WriteVmTree(vm, FiletimeOfRealtime(SystemClock().RealtimeNs()), &tree);
     const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
     TRY_VOID(files_.Replace(path, content));
     TRY_VOID(WriteMirror(vm, tree));

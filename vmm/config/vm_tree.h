@@ -34,9 +34,6 @@ Result<VmOfTree> ReadVmTree(const Key& tree);
 /// all the keys that a real one has. `now`: FILETIME, for a new tree.
 void WriteVmTree(const config::Vm& vm, uint64_t now, Key* tree);
 
-/// FILETIME: 100 ns since 1601, UTC.
-uint64_t FileTimeOf(uint64_t realtime_ns);
-
 /// "6.2" is 0x602.
 inline constexpr uint32_t kVersionNumber50 = 0x500, kVersionNumber62 = 0x602;
 inline constexpr uint32_t kNewestVersionNumber = 0xc00;

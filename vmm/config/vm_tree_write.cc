@@ -297,11 +297,6 @@ class Writer {
 
 void WriteVmTree(const config::Vm& vm, uint64_t now, Key* tree) { Writer(vm, now, tree).Run(); }
 
-uint64_t FileTimeOf(uint64_t realtime_ns) {
-  constexpr uint64_t kUnixEpoch = 116444736000000000;
-  return kUnixEpoch + realtime_ns / 100;
-}
-
 std::string VersionName(uint32_t version) {
   return fmt::format("{}.{}", version >> 8, version & 0xff);
 }

@@ -92,6 +92,5 @@ inline constexpr uint8_t kTimesyncSample = 2;
 inline constexpr uint8_t kVssCheckBackup = 2;
 inline constexpr uint8_t kVssFreeze = 5;
 inline constexpr uint8_t kVssThaw = 6;
-inline constexpr uint64_t k1601To1970 = 116'444'736'000'000'000;  ///< 100 ns units
 
 }  // namespace kvmbus::virtdev::ic

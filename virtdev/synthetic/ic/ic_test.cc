@@ -85,7 +85,7 @@ TEST_F(IcTest, TimeIsSetOnceThenSampledAndSetAgainAfterAStop) {
     TimesyncBody4 body;
     EXPECT_EQ(message.body.size(), sizeof(body));
     std::memcpy(&body, message.body.data(), sizeof(body));
-    EXPECT_EQ(body.host_time, clock_.RealtimeNs() / 100 + k1601To1970);
+    EXPECT_EQ(body.host_time, vmm::FiletimeOfRealtime(clock_.RealtimeNs()));
     EXPECT_EQ(body.reference_time, reference);
     Answer(message);
     return body.flags;

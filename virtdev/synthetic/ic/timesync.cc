@@ -41,7 +41,7 @@ void TimesyncDevice::Tick() {
 
 bool TimesyncDevice::SendTime(uint8_t flags) {
   const uint64_t reference = reference_time_();
-  const uint64_t host = loop().clock().RealtimeNs() / 100 + ic::k1601To1970;
+  const uint64_t host = vmm::FiletimeOfRealtime(loop().clock().RealtimeNs());
   if (version() == kWithReferenceTime) {
     ic::TimesyncBody4 body = {};
     body.host_time = host;
