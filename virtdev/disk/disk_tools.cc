@@ -4,7 +4,6 @@
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/image_format.h"
 #include "virtdev/disk/parent_path.h"
-#include "virtdev/disk/parent_path.h"
 #include "virtdev/disk/partition_table.h"
 #include "virtdev/disk/vhd_bat.h"
 #include "virtdev/disk/vhdx_file.h"

@@ -56,7 +56,8 @@ Result<void> Userfault::Register(uint64_t address, uint64_t size, Kind kind) con
 
 Result<void> Userfault::Unregister(uint64_t address, uint64_t size) const {
   uffdio_range range = {address, size};
-  return Call(fd_.get(), UFFDIO_UNREGISTER, &range, "UFFDIO_UNREGISTER");
+  TRY_VOID(Call(fd_.get(), UFFDIO_UNREGISTER, &range, "UFFDIO_UNREGISTER"));
+  return Wake(address, size);  // the kernel wakes those alone who wait for missing pages
 }
 
 Result<void> Userfault::WriteProtect(uint64_t address, uint64_t size) const {

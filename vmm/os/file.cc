@@ -64,8 +64,7 @@ namespace {
 Result<void> CopyInto(const std::string& from, const std::string& to) {
   std::error_code error;
   std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, error);
-  if (error)
-    return Error::FromErrno(error.value(), fmt::format("copying '{}' to '{}'", from, to));
+  if (error) return Error::FromErrno(error.value(), fmt::format("copying '{}' to '{}'", from, to));
   const Fd fd = TRY(OpenFile(to, O_RDWR));
   return SyncFile(fd.get());
 }
