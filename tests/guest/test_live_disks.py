@@ -3,13 +3,11 @@
 
 import os
 
+from fio_load import FioLoad
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
 
 MIB = 1 << 20
-# One round: writes every piece of the first 3 MiB in a random order, each with its checksum in it, and reads them back.
-FIO = ("fio --name=job --rw=randwrite --size=3M --bsrange=4k-64k --verify=crc32c --verify_fatal=1 --direct=1 "
-       "--ioengine=libaio --iodepth=8 --fdatasync=32 --output-format=terse --terse-version=3 --thread")
 
 
 @group
@@ -21,10 +19,7 @@ class LiveDisks(Group):
         self.vm = Vm(self.service, "live", self.image, vcpus=2, disks=[self.base], dvds=[f"{self.image}/tools.iso"])
         self.vm.boot("initramfs")
         self.device = self.vm.run("tools && lun 0")
-        self.vm.run("rm -f /run/stop; : >/run/io; (while [ ! -e /run/stop ]; do n=$((n+1)); "
-                    f"{FIO} --filename={self.device} --randseed=$n >/run/fio 2>&1 || "
-                    "{ cat /run/fio >>/run/io; echo failed >>/run/io; break; }; echo round >>/run/io; done; "
-                    "echo over >>/run/io) &")
+        self.load = FioLoad(self.vm, self.device)
 
     def tear_down(self):
         self.vm.remove()
@@ -32,25 +27,16 @@ class LiveDisks(Group):
     def file(self, name):
         return f"{self.context.scratch}/{name}.avhdx"
 
-    def rounds(self):
-        text = self.vm.run("cat /run/io")
-        expect("failed" not in text, f"the guest found something else than it wrote: {text[-500:]}")
-        return text.count("round")
-
-    def await_rounds(self, count):
-        wanted = self.rounds() + count
-        eventually(lambda: self.rounds() >= wanted, f"{count} more rounds of writing")
-
     def disk_path(self):
         return self.vm.show()["disks"][0]["path"]
 
     def test_a_larger_disk_is_seen_while_it_is_written(self):
-        self.await_rounds(1)
+        self.load.await_rounds(1)
         self.service.vmctl("disk", "resize", self.base, "--size", "96M")
         name = os.path.basename(self.device)
         eventually(lambda: self.vm.run(f"cat /sys/block/{name}/size") == str(96 * MIB // 512), "the guest's new size")
         self.vm.run(f"iocheck -t 1 -b 0x1000 -o {92 * MIB} {self.device} {4 * MIB}")
-        self.await_rounds(1)
+        self.load.await_rounds(1)
         status, line = self.service.refused("disk", "resize", self.base, "--size", "32M")
         expect("shrink" in line, f"status {status}, and no reason in: {line}")
 
@@ -58,7 +44,7 @@ class LiveDisks(Group):
         for below, name in ((self.base, "one"), (self.file("one"), "two"), (self.file("two"), "three")):
             self.service.vmctl("disk", "create", self.file(name), "--parent", below, "--live")
             expect_equal(self.disk_path(), self.file(name), "the machine's disk")
-            self.await_rounds(1)
+            self.load.await_rounds(1)
         status, line = self.service.refused("disk", "create", self.file("two"), "--parent", self.file("three"),
                                             "--live")
         expect("exists" in line, f"status {status}: {line}")
@@ -66,20 +52,20 @@ class LiveDisks(Group):
     def test_a_layer_is_merged_while_the_disk_is_written(self):
         self.service.vmctl("disk", "merge", self.file("one"))
         expect(not os.path.lexists(self.file("one")), "the merged file is still there")
-        self.await_rounds(1)
+        self.load.await_rounds(1)
 
     def test_the_top_is_merged_while_it_is_written(self):
         self.service.vmctl("disk", "merge", self.file("three"))
         expect_equal(self.disk_path(), self.file("two"), "the machine's disk")
         expect(not os.path.lexists(self.file("three")), "the merged file's name is still there")
-        self.await_rounds(1)
+        self.load.await_rounds(1)
         self.service.vmctl("disk", "merge", self.file("two"))
         expect_equal(self.disk_path(), self.base, "the machine's disk")
-        self.await_rounds(1)
+        self.load.await_rounds(1)
 
     def test_the_disk_is_sound_and_starts_again(self):
         self.vm.run("touch /run/stop; until grep -q over /run/io; do usleep 100000; done", timeout=240)
-        self.rounds()
+        self.load.rounds()
         wanted = self.vm.run(f"sync; md5sum <{self.device}")
         self.service.vmctl("vm", "turn-off", "live")
         self.vm.wait("off", 60)

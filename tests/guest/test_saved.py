@@ -3,11 +3,9 @@
 
 import os
 
+from fio_load import FioLoad
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
-
-FIO = ("fio --name=job --rw=randwrite --size=3M --bsrange=4k-64k --verify=crc32c --verify_fatal=1 --direct=1 "
-       "--ioengine=libaio --iodepth=8 --fdatasync=32 --output-format=terse --terse-version=3 --thread")
 
 
 class Witness:
@@ -19,17 +17,11 @@ class Witness:
         vm.run("head -c 33554432 /dev/urandom > /run/noise && sha256sum /run/noise > /run/sum")
         vm.run("(n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.05; done) >/dev/null 2>&1 &")
         if device:
-            vm.run("rm -f /run/stop; : >/run/io; (while [ ! -e /run/stop ]; do n=$((n+1)); "
-                   f"{FIO} --filename={device} --randseed=$n >/run/fio 2>&1 || "
-                   "{ cat /run/fio >>/run/io; echo failed >>/run/io; break; }; echo round >>/run/io; done) &")
+            self.load = FioLoad(vm, device)
 
     def count(self):
-        return int(self.vm.run("cat /run/count || sleep 0.1; cat /run/count").split()[-1])
-
-    def rounds(self):
-        text = self.vm.run("cat /run/io")
-        expect("failed" not in text, f"the guest found something else than it wrote: {text[-500:]}")
-        return text.count("round")
+        """Of a file that may be being written."""
+        return int(eventually(lambda: self.vm.run("cat /run/count 2>/dev/null; true"), "a number", 60))
 
     def check(self, rounds=False):
         """All is as it was and goes on."""
@@ -37,8 +29,7 @@ class Witness:
         eventually(lambda: self.count() > first + 10, "the counter goes on")
         self.vm.run("sha256sum -c /run/sum")
         if rounds:
-            wanted = self.rounds() + 2
-            eventually(lambda: self.rounds() >= wanted, "two more rounds of writing")
+            self.load.await_rounds(2)
         trouble = self.vm.run("dmesg | grep -i 'bug:\\|warning:\\|call trace\\|hung\\|i/o error\\|stall' || true")
         expect_equal(trouble, "", "the kernel's complaints")
 

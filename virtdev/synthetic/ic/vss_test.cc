@@ -82,6 +82,14 @@ class VssTest : public ic_test::IcTest {
     ASSERT_EQ(CodeOf(freeze_), vmm::Code::kOk);
     ASSERT_TRUE(device_.frozen());
   }
+  /// The freeze that the guest did not answer in time.
+  Message GiveUpFreeze() {
+    Freeze(30);
+    Answer(Expect(kVssCheckBackup));
+    const Message freeze = Expect(kVssFreeze);
+    Advance(30);
+    return freeze;
+  }
   uint64_t CounterOf(const std::string& name) {
     uint64_t value = 0;
     device_.VisitCounters([&](std::string_view found, const vmm::Counter& counter) {
@@ -149,10 +157,7 @@ TEST_F(VssTest, AFailedFreezeIsFollowedByAThaw) {
 
 TEST_F(VssTest, AnUnansweredFreezeIsFollowedByAThawAndItsLateAnswerByAnother) {
   OpenAndNegotiate();
-  Freeze(30);
-  Answer(Expect(kVssCheckBackup));
-  const Message freeze = Expect(kVssFreeze);
-  Advance(30);
+  const Message freeze = GiveUpFreeze();
   EXPECT_EQ(CodeOf(freeze_), vmm::Code::kDeadlineExceeded);
   const Message thaw = Expect(kVssThaw);
   Answer(freeze);  // in the order of the questions
@@ -161,10 +166,7 @@ TEST_F(VssTest, AnUnansweredFreezeIsFollowedByAThawAndItsLateAnswerByAnother) {
   Advance(1000);
   ExpectSilence();
 
-  Freeze(30);
-  Answer(Expect(kVssCheckBackup));
-  const Message second = Expect(kVssFreeze);
-  Advance(30);
+  const Message second = GiveUpFreeze();
   Answer(Expect(kVssThaw));
   Advance(60);
   ExpectSilence();
@@ -177,10 +179,7 @@ TEST_F(VssTest, AnUnansweredFreezeIsFollowedByAThawAndItsLateAnswerByAnother) {
 
 TEST_F(VssTest, ALateAnswerEndsALaterFreeze) {
   OpenAndNegotiate();
-  Freeze(30);
-  Answer(Expect(kVssCheckBackup));
-  const Message late = Expect(kVssFreeze);
-  Advance(30);
+  const Message late = GiveUpFreeze();
   Answer(Expect(kVssThaw));
   GetFrozen();
   Answer(late);
@@ -193,10 +192,7 @@ TEST_F(VssTest, ALateAnswerEndsALaterFreeze) {
 
 TEST_F(VssTest, ALateAnswerIsNotTakenForAThawOfTheSameNumber) {
   OpenAndNegotiate();
-  Freeze(30);
-  Answer(Expect(kVssCheckBackup));
-  const Message late = Expect(kVssFreeze);
-  Advance(30);
+  const Message late = GiveUpFreeze();
   Answer(Expect(kVssThaw));
   for (;;) {
     Thaw();
