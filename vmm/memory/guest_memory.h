@@ -122,6 +122,12 @@ class GuestMemory {
   /// what lies before it was never touched and reads as zeroes. None: it is all so. Found without
   /// touching it, which would give it pages.
   std::optional<MemoryRange> NextBacked(uint64_t gpa, uint64_t size) const;
+  /// The same of [offset, offset + size) of the memory file.
+  struct FileRange {
+    uint64_t offset;
+    uint64_t size;
+  };
+  std::optional<FileRange> NextBackedInFile(uint64_t offset, uint64_t size) const;
 
   /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
   Result<PageMapping> MapPages(std::span<const uint64_t> pfns);

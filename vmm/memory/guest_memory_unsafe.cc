@@ -167,14 +167,20 @@ std::optional<MemoryRange> GuestMemory::NextBacked(uint64_t gpa, uint64_t size) 
   const Region* region = Locate(gpa, size);
   KVMBUS_ASSERT(region != nullptr);
   const uint64_t start = region->file_offset + (gpa - region->gpa);
-  const off_t data = ::lseek(memfd_.get(), static_cast<off_t>(start), SEEK_DATA);
+  const auto backed = NextBackedInFile(start, size);
+  if (!backed) return std::nullopt;
+  return MemoryRange{gpa + (backed->offset - start), backed->size};
+}
+
+std::optional<GuestMemory::FileRange> GuestMemory::NextBackedInFile(uint64_t offset,
+                                                                    uint64_t size) const {
+  const off_t data = ::lseek(memfd_.get(), static_cast<off_t>(offset), SEEK_DATA);
   // Huge pages' file system cannot tell: then there may be something everywhere.
-  if (data < 0 && errno != ENXIO) return MemoryRange{gpa, size};
-  if (data < 0 || static_cast<uint64_t>(data) >= start + size) return std::nullopt;
+  if (data < 0 && errno != ENXIO) return FileRange{offset, size};
+  if (data < 0 || static_cast<uint64_t>(data) >= offset + size) return std::nullopt;
   const off_t hole = ::lseek(memfd_.get(), data, SEEK_HOLE);
-  const uint64_t end = hole < 0 ? start + size : std::min<uint64_t>(hole, start + size);
-  return MemoryRange{gpa + (static_cast<uint64_t>(data) - start),
-                     end - static_cast<uint64_t>(data)};
+  const uint64_t end = hole < 0 ? offset + size : std::min<uint64_t>(hole, offset + size);
+  return FileRange{static_cast<uint64_t>(data), end - static_cast<uint64_t>(data)};
 }
 
 Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {

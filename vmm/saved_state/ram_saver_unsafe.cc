@@ -20,14 +20,6 @@ bool IsZero(const uint8_t* bytes, uint64_t size) {
   return isal_zero_detect(const_cast<uint8_t*>(bytes), size) == 0;
 }
 
-uint64_t GpaOf(const GuestMemory& memory, uint64_t file_offset) {
-  for (const auto& region : memory.regions()) {
-    if (file_offset >= region.file_offset && file_offset - region.file_offset < region.size)
-      return region.gpa + (file_offset - region.file_offset);
-  }
-  KVMBUS_ASSERT(false);
-}
-
 }  // namespace
 
 RamSaver::RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target,
@@ -111,16 +103,14 @@ Result<void> RamSaver::TakeDirty(bool last) {
 /// What the host has pages for; the rest of the block was never touched, and a look at it would
 /// give it pages.
 Result<void> RamSaver::SaveBacked(uint64_t block) {
-  const uint64_t start = block * kRamBlockBytes;
-  const uint64_t gpa = GpaOf(memory_, start);
-  for (uint64_t at = 0; at < kRamBlockBytes;) {
-    const auto backed = memory_.NextBacked(gpa + at, kRamBlockBytes - at);
+  const uint64_t end = (block + 1) * kRamBlockBytes;
+  for (uint64_t at = block * kRamBlockBytes; at < end;) {
+    const auto backed = memory_.NextBackedInFile(at, end - at);
     if (!backed) break;
-    const uint64_t offset = start + (backed->gpa - gpa);
     // SAFETY: a range of the memory; the guest may change it meanwhile, then it is written again.
-    if (target_.HasPlace(block) || !IsZero(memory_.base() + offset, backed->size))
-      TRY_VOID(Write(block, offset / kPageSize, backed->size / kPageSize));
-    at = backed->gpa - gpa + backed->size;
+    if (target_.HasPlace(block) || !IsZero(memory_.base() + backed->offset, backed->size))
+      TRY_VOID(Write(block, backed->offset / kPageSize, backed->size / kPageSize));
+    at = backed->offset + backed->size;
   }
   return {};
 }
