@@ -41,10 +41,8 @@ std::string CrashSummary(const worker::GuestCrash& crash) {
 }
 
 std::string GenerationIdOf(const config::Vm& vm) {
-  vmm::Guid id;
-  if (vm.generation_id().size() != id.bytes.size()) return "";
-  std::copy(vm.generation_id().begin(), vm.generation_id().end(), id.bytes.begin());
-  return id.ToString();
+  const auto id = vmm::Guid::FromBytes(vm.generation_id());
+  return id ? id->ToString() : "";
 }
 
 Json ToJson(const api::VmStatus& vm) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/chipset/generation_id.h"
 
-#include <algorithm>
-
 #include "state/chipset.pb.h"
 #include "vmm/machine/layout.h"
 
@@ -26,16 +24,17 @@ void GenerationId::WriteToGuest() {
 
 vmm::Result<std::string> GenerationId::Save() {
   state::GenerationId saved;
-  saved.set_id(std::string(id_.bytes.begin(), id_.bytes.end()));
+  saved.set_id(id_.ToBytes());
   return saved.SerializeAsString();
 }
 
 vmm::Result<void> GenerationId::Restore(uint32_t, std::string_view bytes) {
   state::GenerationId saved;
-  if (!saved.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) ||
-      saved.id().size() != id_.bytes.size())
+  const bool parsed = saved.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
+  const auto id = vmm::Guid::FromBytes(saved.id());
+  if (!parsed || !id)
     return vmm::Error(vmm::Code::kDataLoss, "saved VM generation id is not valid");
-  std::copy(saved.id().begin(), saved.id().end(), id_.bytes.begin());
+  id_ = *id;
   WriteToGuest();
   return {};
 }

@@ -2,20 +2,17 @@
 #include "virtdev/disk/image_format.h"
 
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 
 #include "virtdev/disk/vhd_file.h"
 #include "virtdev/disk/vhdx_format.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 std::string SuffixOf(const std::string& path) {
-  std::string suffix = std::filesystem::path(path).extension().string();
-  std::transform(suffix.begin(), suffix.end(), suffix.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return suffix;
+  return vmm::LowerCase(std::filesystem::path(path).extension().string());
 }
 
 /// What the content has of the two formats that a name must tell.

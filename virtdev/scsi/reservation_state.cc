@@ -50,15 +50,6 @@ std::vector<uint8_t> Capabilities(bool persistent, bool active) {
   return answer;
 }
 
-std::optional<vmm::Guid> ToGuid(const std::string& bytes) {
-  vmm::Guid guid;
-  if (bytes.size() != guid.bytes.size()) return std::nullopt;
-  std::copy(bytes.begin(), bytes.end(), guid.bytes.begin());
-  return guid;
-}
-
-std::string ToBytes(const vmm::Guid& guid) { return {guid.bytes.begin(), guid.bytes.end()}; }
-
 bool IsAttention(const Sense& sense) {
   return sense == scsi::kReservationsPreempted || sense == scsi::kReservationsReleased ||
          sense == scsi::kRegistrationsPreempted;
@@ -161,17 +152,17 @@ void PersistentReservations::Write(const State& state, state::ScsiReservations* 
   saved->set_persist(state.persist);
   for (const auto& [who, key] : state.keys) {
     state::ScsiRegistration* entry = saved->add_registrations();
-    entry->set_initiator(ToBytes(who));
+    entry->set_initiator(who.ToBytes());
     entry->set_key(key);
   }
   saved->set_type(static_cast<uint32_t>(state.type));
   if (state.type != Type::kNone && !IsAllRegistrants(state.type))
-    saved->set_holder(ToBytes(state.holder));
-  if (state.reserver) saved->set_reserver(ToBytes(*state.reserver));
+    saved->set_holder(state.holder.ToBytes());
+  if (state.reserver) saved->set_reserver(state.reserver->ToBytes());
   for (const auto& [who, waiting] : state.attentions) {
     for (const Sense& sense : waiting) {
       state::ScsiAttention* entry = saved->add_attentions();
-      entry->set_initiator(ToBytes(who));
+      entry->set_initiator(who.ToBytes());
       entry->set_asc(sense.asc);
       entry->set_ascq(sense.ascq);
     }
@@ -186,7 +177,7 @@ vmm::Result<PersistentReservations::State> PersistentReservations::Parse(
   if (static_cast<size_t>(saved.registrations_size()) > kMaxRegistrations)
     return Invalid("too many registrations");
   for (const state::ScsiRegistration& entry : saved.registrations()) {
-    const auto who = ToGuid(entry.initiator());
+    const auto who = vmm::Guid::FromBytes(entry.initiator());
     if (!who || entry.key() == 0 || !state.keys.emplace(*who, entry.key()).second)
       return Invalid("a registration without an initiator of its own and a key");
   }
@@ -196,7 +187,7 @@ vmm::Result<PersistentReservations::State> PersistentReservations::Parse(
   if (state.type != Type::kNone && state.keys.empty())
     return Invalid("a reservation that nobody holds");
   if (state.type != Type::kNone && !IsAllRegistrants(state.type)) {
-    const auto holder = ToGuid(saved.holder());
+    const auto holder = vmm::Guid::FromBytes(saved.holder());
     if (!holder || state.keys.count(*holder) == 0)
       return Invalid("a reservation whose holder is not registered");
     state.holder = *holder;
@@ -204,14 +195,14 @@ vmm::Result<PersistentReservations::State> PersistentReservations::Parse(
     return Invalid("a holder without a reservation");
   }
   if (!saved.reserver().empty()) {
-    state.reserver = ToGuid(saved.reserver());
+    state.reserver = vmm::Guid::FromBytes(saved.reserver());
     if (!state.reserver || !state.keys.empty()) return Invalid("RESERVE beside registrations");
   }
   // Three kinds of attention for as many initiators as could have been registered.
   if (static_cast<size_t>(saved.attentions_size()) > 3 * kMaxRegistrations)
     return Invalid("too many unit attentions");
   for (const state::ScsiAttention& entry : saved.attentions()) {
-    const auto who = ToGuid(entry.initiator());
+    const auto who = vmm::Guid::FromBytes(entry.initiator());
     const Sense sense = {scsi::SenseKey::kUnitAttention, static_cast<uint8_t>(entry.asc()),
                          static_cast<uint8_t>(entry.ascq())};
     if (!who || entry.asc() > 0xff || entry.ascq() > 0xff || !IsAttention(sense))

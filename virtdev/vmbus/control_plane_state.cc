@@ -11,16 +11,6 @@ namespace {
 using vmm::Code;
 using vmm::Result;
 
-std::string Bytes(const vmm::Guid& guid) {
-  return std::string(guid.bytes.begin(), guid.bytes.end());
-}
-
-bool ToGuid(const std::string& bytes, vmm::Guid* guid) {
-  if (bytes.size() != guid->bytes.size()) return false;
-  std::copy(bytes.begin(), bytes.end(), guid->bytes.begin());
-  return true;
-}
-
 vmm::Error Damaged(std::string_view what) {
   return vmm::MakeError(Code::kDataLoss, "saved VMBus state: {}", what);
 }
@@ -34,8 +24,8 @@ void ControlPlane::Save(state::VmbusControl* state) const {
   state->set_target_vp(target_vp_);
   for (const auto& [id, offer] : offers_) {
     state::VmbusOffer* saved = state->add_offers();
-    saved->set_interface_id(Bytes(offer.key.interface_id));
-    saved->set_instance_id(Bytes(offer.key.instance_id));
+    saved->set_interface_id(offer.key.interface_id.ToBytes());
+    saved->set_instance_id(offer.key.instance_id.ToBytes());
     saved->set_subchannel(offer.key.subchannel);
     saved->set_channel_id(id);
     saved->set_state(static_cast<uint32_t>(offer.state));
@@ -53,12 +43,13 @@ Result<void> ControlPlane::LoadOffers(const state::VmbusControl& state, const Gp
   size_t ring_pages = 0;
   for (const state::VmbusOffer& saved : state.offers()) {
     Offer offer;
-    if (!ToGuid(saved.interface_id(), &offer.key.interface_id) ||
-        !ToGuid(saved.instance_id(), &offer.key.instance_id) || saved.subchannel() > 0xffff ||
-        saved.channel_id() < 1 || saved.channel_id() > kMaxChannelId ||
+    const auto interface_id = vmm::Guid::FromBytes(saved.interface_id());
+    const auto instance_id = vmm::Guid::FromBytes(saved.instance_id());
+    if (!interface_id || !instance_id || saved.subchannel() > 0xffff || saved.channel_id() < 1 ||
+        saved.channel_id() > kMaxChannelId ||
         saved.state() > static_cast<uint32_t>(ChannelState::kReoffered))
       return Damaged("an offer is not valid");
-    offer.key.subchannel = static_cast<uint16_t>(saved.subchannel());
+    offer.key = {*interface_id, *instance_id, static_cast<uint16_t>(saved.subchannel())};
     offer.state = static_cast<ChannelState>(saved.state());
     if (offer.state == ChannelState::kUnknown ? offer.key.subchannel != 0 : !state.offers_sent())
       return Damaged("an offer is in an impossible state");

@@ -2,23 +2,18 @@
 #include "vmm/checkpoint/checkpoint_tree.h"
 
 #include <algorithm>
-#include <cctype>
 #include <ctime>
 #include <filesystem>
 #include <functional>
 
 #include "vmm/guid/guid.h"
 #include "vmm/os/clock.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
 
 constexpr size_t kGuidChars = 36;
-
-std::string UpperCase(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  return text;
-}
 
 /// "web_<GUID>"
 bool EndsInGuid(const std::string& stem) {
@@ -26,11 +21,8 @@ bool EndsInGuid(const std::string& stem) {
          Guid::Parse(stem.substr(stem.size() - kGuidChars)).has_value();
 }
 
-/// In lower case.
 std::string ExtensionOf(const std::filesystem::path& path) {
-  std::string extension = path.extension().string();
-  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return extension;
+  return LowerCase(path.extension().string());
 }
 
 std::vector<std::string> ChildrenOf(const CheckpointMap& checkpoints, const std::string& parent) {
@@ -121,6 +113,10 @@ std::string DefaultCheckpointName(const std::string& vm_name, uint64_t created_f
   if (name.size() + std::string_view(text).size() > kMaxCheckpointNameBytes)
     name.resize(kMaxCheckpointNameBytes - std::string_view(text).size());
   return name + text;
+}
+
+bool IsWritten(const config::Disk& disk) {
+  return disk.kind() == config::HARD_DISK && !disk.read_only();
 }
 
 std::string NewLeafPath(const std::string& disk) {

@@ -35,6 +35,9 @@ Result<void> CheckNewCheckpoint(const CheckpointMap& checkpoints, const std::str
 /// "web - (11/28/2026 - 01:45:10 PM)", in local time, as Hyper-V Manager has it.
 std::string DefaultCheckpointName(const std::string& vm_name, uint64_t created_filetime);
 
+/// A hard disk that is not read-only: a checkpoint takes it along.
+bool IsWritten(const config::Disk& disk);
+
 /// Beside the disk: "<name of its base>_<GUID>.avhdx", or .avhd.
 std::string NewLeafPath(const std::string& disk);
 /// Whether a file has such a name: it was made for a checkpoint.

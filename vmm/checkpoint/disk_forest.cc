@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "vmm/result/result.h"
-
 namespace kvmbus::vmm {
 
 std::vector<std::string> DiskForest::ChildrenOf(const std::string& file) const {
@@ -29,21 +27,9 @@ std::optional<DiskForest::Step> DiskForest::NextStep(const std::set<std::string>
   return std::nullopt;
 }
 
-void DiskForest::Apply(const Step& step, std::set<std::string>* unneeded) {
-  if (step.kind == Step::Kind::kDelete) {
-    KVMBUS_ASSERT(ChildrenOf(step.file).empty());
-    parents.erase(step.file);
-    unneeded->erase(step.file);
-    return;
-  }
-  KVMBUS_ASSERT(parents.at(step.file) == step.into);
-  for (auto& [child, parent] : parents) {
-    if (parent == step.file) parent = step.into;
-  }
-  parents.erase(step.file);
-  if (named.erase(step.file) != 0) named.insert(step.into);
-  // What was merged is now what its parent was: needed as much as it was itself.
-  if (unneeded->erase(step.file) == 0) unneeded->erase(step.into);
+void ReplaceMerged(const std::string& file, const std::string& into,
+                   std::set<std::string>* unneeded) {
+  if (unneeded->erase(file) == 0) unneeded->erase(into);
 }
 
 }  // namespace kvmbus::vmm

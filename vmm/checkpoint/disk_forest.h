@@ -32,9 +32,10 @@ struct DiskForest {
     bool operator==(const Step&) const = default;
   };
   std::optional<Step> NextStep(const std::set<std::string>& unneeded) const;
-
-  /// The forest after the step; `unneeded` too.
-  void Apply(const Step& step, std::set<std::string>* unneeded);
 };
+
+/// A file was merged into `into`, and takes its place: it is needed as much as the file was.
+void ReplaceMerged(const std::string& file, const std::string& into,
+                   std::set<std::string>* unneeded);
 
 }  // namespace kvmbus::vmm

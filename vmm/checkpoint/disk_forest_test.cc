@@ -10,6 +10,23 @@ namespace {
 
 using Step = DiskForest::Step;
 
+/// The forest after a step; `unneeded` too.
+void Take(const Step& step, DiskForest* forest, std::set<std::string>* unneeded) {
+  if (step.kind == Step::Kind::kDelete) {
+    ASSERT_TRUE(forest->ChildrenOf(step.file).empty());
+    forest->parents.erase(step.file);
+    unneeded->erase(step.file);
+    return;
+  }
+  ASSERT_EQ(forest->parents.at(step.file), step.into);
+  for (auto& [child, parent] : forest->parents) {
+    if (parent == step.file) parent = step.into;
+  }
+  forest->parents.erase(step.file);
+  if (forest->named.erase(step.file) != 0) forest->named.insert(step.into);
+  ReplaceMerged(step.file, step.into, unneeded);
+}
+
 /// base <- a <- b, and a second child of a.
 DiskForest Branched() {
   DiskForest forest;
@@ -32,9 +49,9 @@ TEST(DiskForestTest, WhatHasTwoChildrenStaysUntilOneIsGone) {
   DiskForest forest = Branched();
   std::set<std::string> unneeded = {"a", "c"};
   EXPECT_FALSE(forest.NextStep({"a"}).has_value());
-  forest.Apply(*forest.NextStep(unneeded), &unneeded);
+  Take(*forest.NextStep(unneeded), &forest, &unneeded);
   EXPECT_EQ(forest.NextStep(unneeded), (Step{Step::Kind::kMerge, "b", "a"}));
-  forest.Apply(*forest.NextStep(unneeded), &unneeded);
+  Take(*forest.NextStep(unneeded), &forest, &unneeded);
   EXPECT_EQ(forest.named, std::set<std::string>{"a"});
   EXPECT_TRUE(unneeded.empty());
 }
@@ -105,7 +122,7 @@ TEST(DiskForestTest, GeneratedForestsKeepWhatIsNamedAndLeaveNothingElse) {
       } else {
         ASSERT_EQ(forest.named.count(step->file), 0u);
       }
-      forest.Apply(*step, &unneeded);
+      Take(*step, &forest, &unneeded);
     }
     EXPECT_EQ(Contents(forest, marks), before) << "seed " << seed;
     for (const auto& [file, parent] : forest.parents)

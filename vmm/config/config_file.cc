@@ -13,6 +13,7 @@
 #include "vmm/hvs/hvs_reader.h"
 #include "vmm/hvs/hvs_writer.h"
 #include "vmm/os/file.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -82,7 +83,7 @@ std::string IdOfConfigFile(const std::string& name) {
   for (const std::string_view suffix : {kVmcxSuffix, kXmlSuffix}) {
     if (!name.ends_with(suffix)) continue;
     const std::string id = name.substr(0, name.size() - suffix.size());
-    if (Guid::Parse(id) && id == vm_tree::UpperCase(id) && id.front() != '{') return id;
+    if (Guid::Parse(id) && id == UpperCase(id) && id.front() != '{') return id;
   }
   return "";
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
-#include <unistd.h>
-
 #include <set>
 
 #include "vmm/config/config_file.h"
@@ -15,8 +13,6 @@
 
 namespace kvmbus::vmm {
 namespace {
-
-bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 class FileConfigStore final : public ConfigStore {
  public:
@@ -63,7 +59,7 @@ class FileConfigStore final : public ConfigStore {
       if (registry_.machines().count(vm.id()) == 0)
         return MakeError(Code::kNotFound, "there is no virtual machine {}", vm.id());
       TRY_VOID(registry_.Unregister(vm.id()));
-    } else if (!Exists(ConfigFileOf(vm))) {
+    } else if (!FileExists(ConfigFileOf(vm))) {
       return MakeError(Code::kNotFound, "there is no checkpoint '{}'", ConfigFileOf(vm));
     }
     TRY_VOID(files_.Remove(ConfigFileOf(vm)));
@@ -87,7 +83,7 @@ class FileConfigStore final : public ConfigStore {
     if (vm.folder().empty()) vm.set_folder(folder_);
     const std::string path = ConfigFileOf(vm);
     Key tree;
-    if (Exists(path)) {
+    if (FileExists(path)) {
       if (!take_what_is_there && !vm.has_checkpoint() && registry_.machines().count(vm.id()) == 0)
         return MakeError(Code::kAlreadyExists,
                          "'{}' is there already, and no virtual machine's; move it away", path);
@@ -114,7 +110,8 @@ class FileConfigStore final : public ConfigStore {
 
   /// Once: afterwards it may be a saved state.
   Result<void> WriteMirror(const config::Vm& vm, const Key& tree) {
-    if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() || Exists(StateFileOf(vm)))
+    if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() ||
+        FileExists(StateFileOf(vm)))
       return {};
     return files_.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
   }

@@ -2,7 +2,6 @@
 #include "vmm/config/config_upgrade.h"
 
 #include <dirent.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -10,12 +9,11 @@
 #include "vmm/config/config_file.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/config/vm_tree.h"
+#include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::vmm {
 namespace {
-
-bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 config::Vm Upgraded(config::Vm vm) {
   vm.set_version(kVersion62);
@@ -33,7 +31,7 @@ Result<std::vector<ConfigFile>> OldFiles(const config::Vm& vm) {
   }
   config::Vm machine = vm;
   machine.set_version(kVersion50);
-  if (Exists(ConfigFileOf(machine))) old.push_back(TRY(ReadConfigFile(ConfigFileOf(machine))));
+  if (FileExists(ConfigFileOf(machine))) old.push_back(TRY(ReadConfigFile(ConfigFileOf(machine))));
   return old;
 }
 
@@ -72,7 +70,7 @@ Result<void> CheckRoom(const std::vector<ConfigFile>& old) {
   for (const ConfigFile& file : old) {
     const config::Vm vm = Upgraded(file.vm);
     for (const std::string& path : {ConfigFileOf(vm), StateFileOf(vm)}) {
-      if (Exists(path))
+      if (FileExists(path))
         return MakeError(Code::kAlreadyExists, "'{}' is there already; move it away", path);
     }
   }

@@ -7,15 +7,10 @@
 #include "vmm/config/versions.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
-
-std::string UpperCase(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-  return text;
-}
 
 bool NameIsValid(const std::string& name) {
   if (name.empty() || name.size() > kMaxNameBytes) return false;
@@ -24,10 +19,7 @@ bool NameIsValid(const std::string& name) {
 }
 
 bool EndsWithoutCase(const std::string& text, std::string_view suffix) {
-  return text.size() >= suffix.size() &&
-         std::equal(
-             suffix.begin(), suffix.end(), text.end() - static_cast<ptrdiff_t>(suffix.size()),
-             [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
+  return LowerCase(text).ends_with(suffix);
 }
 
 bool IsAbsolute(const std::string& path) { return !path.empty() && path.front() == '/'; }
@@ -93,10 +85,7 @@ void ApplyDefaults(config::Vm* vm) {
   if (vm->vcpu_count() == 0) vm->set_vcpu_count(1);
   if (vm->scsi_controllers() == 0) vm->set_scsi_controllers(1);
   if (vm->version().empty()) vm->set_version(kDefaultVersion);
-  if (vm->generation_id().empty()) {
-    const Guid id = Guid::Random();
-    vm->set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));
-  }
+  if (vm->generation_id().empty()) vm->set_generation_id(Guid::Random().ToBytes());
 }
 
 Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {

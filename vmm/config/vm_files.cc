@@ -37,6 +37,11 @@ std::string MemoryFileOf(const config::Vm& vm) {
   return IsXml(vm) ? StemBelow(vm) + ".bin" : Stem(vm) + ".vmrs";
 }
 
+std::vector<std::string> SavedStateFilesOf(const config::Vm& vm) {
+  if (IsXml(vm)) return {StateFileOf(vm), MemoryFileOf(vm)};
+  return {StateFileOf(vm)};
+}
+
 std::string NormalFolder(const std::string& folder) {
   std::error_code none;  // a relative one stays, if there is no current folder
   const auto path = std::filesystem::absolute(folder, none).lexically_normal();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "config/vm.pb.h"
 
@@ -16,6 +17,8 @@ std::string ConfigFileOf(const config::Vm& vm);
 std::string StateFileOf(const config::Vm& vm);
 /// Where a saved state has the memory: the same .vmrs, or <ID>/<ID>.bin (5.0).
 std::string MemoryFileOf(const config::Vm& vm);
+/// One of them, or both.
+std::vector<std::string> SavedStateFilesOf(const config::Vm& vm);
 /// <folder>/Virtual Machines and <folder>/Snapshots.
 std::string MachinesFolderOf(const config::Vm& vm);
 std::string CheckpointsFolderOf(const config::Vm& vm);

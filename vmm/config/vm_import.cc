@@ -90,8 +90,7 @@ class Planner {
     CheckPlace(file);
     FitAll(&plan_.vm);
     TRY_VOID(Checkpoints());
-    const Guid id = Guid::Random();
-    plan_.vm.set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));
+    plan_.vm.set_generation_id(Guid::Random().ToBytes());
     if (plan_.vm.scsi_controllers() == 0) plan_.vm.set_scsi_controllers(1);
     if (plan_.obstacles.empty()) Validate();
     return std::move(plan_);

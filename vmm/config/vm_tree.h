@@ -38,5 +38,7 @@ void WriteVmTree(const config::Vm& vm, uint64_t now, Key* tree);
 inline constexpr uint32_t kVersionNumber50 = 0x500, kVersionNumber62 = 0x602;
 inline constexpr uint32_t kNewestVersionNumber = 0xc00;
 std::string VersionName(uint32_t version);
+/// Of a version that machines have here.
+uint32_t VersionNumber(const std::string& name);
 
 }  // namespace kvmbus::vmm

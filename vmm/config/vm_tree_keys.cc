@@ -4,10 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <set>
 
 #include "vmm/guid/guid.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm::vm_tree {
 namespace {
@@ -34,18 +34,6 @@ int64_t Renumber(Key* manifest) {
 }
 
 }  // namespace
-
-std::string UpperCase(std::string_view text) {
-  std::string upper(text);
-  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  return upper;
-}
-
-std::string LowerCase(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lower;
-}
 
 std::string Printable(std::string_view text) {
   std::string printable(text);

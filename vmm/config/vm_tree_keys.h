@@ -51,8 +51,6 @@ inline constexpr DeviceClass kAlwaysThere[] = {
     {"6c5addb9-a11a-4e8e-84cb-e6208201db63", "Microsoft RDV Component", 512},
 };
 
-std::string UpperCase(std::string_view text);
-std::string LowerCase(std::string_view text);
 /// "_<instance>_".
 std::string SectionOf(std::string_view instance);
 bool IsSame(std::string_view guid, std::string_view other);  ///< but for case

@@ -8,6 +8,7 @@
 #include "vmm/config/vm_tree.h"
 #include "vmm/config/vm_tree_keys.h"
 #include "vmm/guid/guid.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {

@@ -12,10 +12,6 @@ namespace {
 
 using namespace vm_tree;  // NOLINT: this file is a part of it
 
-int64_t VersionNumber(const std::string& name) {
-  return name == kVersion50 ? kVersionNumber50 : kVersionNumber62;
-}
-
 KeyBytes LittleEndian(uint64_t value) {
   std::string bytes;
   for (int i = 0; i < 8; ++i) bytes.push_back(static_cast<char>(value >> 8 * i));
@@ -71,7 +67,7 @@ class Writer {
       Put("properties/parent_id", parent);
     Put("properties/subtype", int64_t{vm_.generation() == 1 ? 0 : 1});
     Put("properties/type_id", is_checkpoint ? "Snapshots" : "Virtual Machines");
-    Put("properties/version", VersionNumber(vm_.version()));
+    Put("properties/version", int64_t{VersionNumber(vm_.version())});
   }
 
   void Settings() {
@@ -299,6 +295,10 @@ void WriteVmTree(const config::Vm& vm, uint64_t now, Key* tree) { Writer(vm, now
 
 std::string VersionName(uint32_t version) {
   return fmt::format("{}.{}", version >> 8, version & 0xff);
+}
+
+uint32_t VersionNumber(const std::string& name) {
+  return name == kVersion50 ? kVersionNumber50 : kVersionNumber62;
 }
 
 }  // namespace kvmbus::vmm

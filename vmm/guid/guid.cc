@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/guid/guid.h"
 
+#include <algorithm>
+
 #include "vmm/os/entropy.h"
 
 namespace kvmbus::vmm {
@@ -18,6 +20,13 @@ std::string Guid::ToString() const {
 std::optional<Guid> Guid::Parse(std::string_view text) {
   if (text.size() == 38 && text.front() == '{' && text.back() == '}') text = text.substr(1, 36);
   return internal::ParseGuidText(text);
+}
+
+std::optional<Guid> Guid::FromBytes(std::string_view bytes) {
+  Guid guid;
+  if (bytes.size() != guid.bytes.size()) return std::nullopt;
+  std::copy(bytes.begin(), bytes.end(), guid.bytes.begin());
+  return guid;
 }
 
 Guid Guid::Random() {

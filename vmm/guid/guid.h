@@ -28,6 +28,10 @@ struct Guid {
 
   /// A random (version 4) one from the host's entropy.
   static Guid Random();
+
+  /// Its 16 bytes, as messages keep them; nullopt for another number of them.
+  std::string ToBytes() const { return {bytes.begin(), bytes.end()}; }
+  static std::optional<Guid> FromBytes(std::string_view bytes);
 };
 
 namespace internal {

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Applying a checkpoint: the VM becomes what it was, on new children of the checkpoint's disks, so
 // that these stay as they are for the next time.
-#include <algorithm>
-
-#include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
+#include "vmm/manager/checkpoint_plan.h"
 #include "vmm/manager/checkpoints.h"
 
 namespace kvmbus::vmm {
 namespace {
-
-bool IsWritten(const config::Disk& disk) {
-  return disk.kind() == config::HARD_DISK && !disk.read_only();
-}
 
 /// What belongs to the VM and not to a moment of it stays.
 config::Vm AsItWas(const config::Vm& now, const config::Vm& checkpoint) {
@@ -26,15 +20,8 @@ config::Vm AsItWas(const config::Vm& now, const config::Vm& checkpoint) {
   vm.set_parent_checkpoint(checkpoint.checkpoint().id());
   *vm.mutable_unneeded_disks() = now.unneeded_disks();
   // The guest is told that it has been here before.
-  const Guid id = Guid::Random();
-  vm.set_generation_id(std::string(id.bytes.begin(), id.bytes.end()));
+  vm.set_generation_id(Guid::Random().ToBytes());
   return vm;
-}
-
-void AddLink(config::FileChange* change, const std::string& from, const std::string& to) {
-  config::FileLink* link = change->add_links();
-  link->set_from(from);
-  link->set_to(to);
 }
 
 }  // namespace
@@ -80,32 +67,16 @@ void Checkpoints::PlanApply(config::Job job, const Ended& ended) {
   if (!view.ok() || all.count(job.checkpoint()) == 0)
     return Undo(job, Error(Code::kNotFound, "the checkpoint is not there any more"), ended);
   const config::Vm& checkpoint = all.at(job.checkpoint());
-  config::Vm next = AsItWas(view->config, checkpoint);
-  std::vector<std::pair<std::string, std::string>> children;  // of the first, the second
-  for (config::Disk& disk : *next.mutable_disks()) {
-    if (!IsWritten(disk)) continue;
-    children.emplace_back(disk.path(), NewLeafPath(disk.path()));
-    disk.set_path(children.back().second);
-    job.add_new_files(disk.path());
-  }
+  config::Vm next = OnChildren(AsItWas(view->config, checkpoint), job.mutable_new_files());
   for (const config::Disk& disk : view->config.disks()) {
     if (IsWritten(disk)) AddUnneeded(&next, disk.path());
   }
-  config::FileChange& change = *job.mutable_change();
-  // Without one, what the VM had saved is gone.
-  const std::string state = StateFileOf(next), memory = MemoryFileOf(next);
-  AddLink(&change, next.saved() ? StateFileOf(checkpoint) : "", state);
-  if (memory != state) AddLink(&change, next.saved() ? MemoryFileOf(checkpoint) : "", memory);
-  *change.add_store() = std::move(next);
+  // Without one in the checkpoint, what the VM had saved is gone.
+  PlanSavedState(next.saved() ? &checkpoint : nullptr, next, job.mutable_change());
+  *job.mutable_change()->add_store() = next;
   const auto kept = jobs_.Store(job);
   if (!kept.ok()) return Undo(job, kept.error(), ended);
-  const auto make = [this, children]() -> Result<void> {
-    for (const auto& [parent, child] : children) TRY_VOID(files_.CreateChild(parent, child));
-    return {};
-  };
-  OnFiles(make, [this, job, ended](const Result<void>& made) {
-    made.ok() ? Commit(job, ended) : Undo(job, made.error(), ended);
-  });
+  MakeChildren(job, checkpoint, next, ended);
 }
 
 }  // namespace kvmbus::vmm

@@ -3,17 +3,16 @@
 // instant; which of the two there was, the files say: each disk's child is there from that instant
 // on, and the saved state, if there is to be one, when it is whole. So a checkpoint whose children
 // and state are there is one, whoever of us ended in between.
-#include <unistd.h>
-
 #include <algorithm>
-#include <filesystem>
 
 #include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
+#include "vmm/manager/checkpoint_plan.h"
 #include "vmm/manager/checkpoints.h"
 #include "vmm/manager/inventory_record.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -22,10 +21,6 @@ constexpr uint64_t kCaptureTimeoutNs = 24ull * 3600 * 1'000'000'000;
 constexpr uint64_t kFreezeTimeoutNs = 60'000'000'000;
 constexpr uint64_t kCallTimeoutNs = 30'000'000'000;
 constexpr uint64_t kFollowNs = 300'000'000;
-
-bool IsWritten(const config::Disk& disk) {
-  return disk.kind() == config::HARD_DISK && !disk.read_only();
-}
 
 Result<void> CheckDisks(const config::Vm& vm) {
   for (const config::Disk& disk : vm.disks()) {
@@ -39,31 +34,6 @@ Result<void> CheckDisks(const config::Vm& vm) {
                        vm.name(), disk.path());
   }
   return {};
-}
-
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return std::filesystem::exists(std::filesystem::symlink_status(path, error));
-}
-
-std::string UpperGuid() {
-  std::string text = Guid::Random().ToString();
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-  return text;
-}
-
-/// The VM as it is to be with it: its disks are children of what they were.
-config::Vm OnChildren(const config::Vm& vm, const std::string& checkpoint,
-                      google::protobuf::RepeatedPtrField<std::string>* children) {
-  config::Vm next = vm;
-  next.set_parent_checkpoint(checkpoint);
-  for (config::Disk& disk : *next.mutable_disks()) {
-    if (!IsWritten(disk)) continue;
-    disk.set_path(NewLeafPath(disk.path()));
-    *children->Add() = disk.path();
-  }
-  return next;
 }
 
 }  // namespace
@@ -81,7 +51,7 @@ Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ende
   TRY_VOID(CheckDisks(vm));
   config::Job job = TRY(
       Begin(config::CREATE_CHECKPOINT, vm.id(), options.request_id, "a checkpoint is being made"));
-  job.set_checkpoint(UpperGuid());
+  job.set_checkpoint(UpperCase(Guid::Random().ToString()));
   merger_.Suspend(vm.id(), [this, alive = alive_, job, options, ended = std::move(ended)] {
     if (*alive) PlanCreate(job, options, ended);
   });
@@ -110,41 +80,18 @@ void Checkpoints::PlanCreate(config::Job job, const CreateOptions& options, cons
   checkpoint.set_saved(running ? kind == Kind::kStandard : checkpoint.saved());
   checkpoint.clear_parent_checkpoint();
   checkpoint.clear_unneeded_disks();
-  *job.mutable_change()->add_store() =
-      OnChildren(view->config, job.checkpoint(), job.mutable_new_files());
-  if (!running && checkpoint.saved()) {
-    // The saved state is that of both.
-    config::FileChange& change = *job.mutable_change();
-    for (const auto path : {StateFileOf, MemoryFileOf}) {
-      if (path == MemoryFileOf && MemoryFileOf(checkpoint) == StateFileOf(checkpoint)) continue;
-      config::FileLink* link = change.add_links();
-      link->set_from(path(view->config));
-      link->set_to(path(checkpoint));
-    }
-  }
+  config::Vm next = OnChildren(view->config, job.mutable_new_files());
+  next.set_parent_checkpoint(job.checkpoint());
+  *job.mutable_change()->add_store() = std::move(next);
+  // Of one that is saved, the saved state is that of both.
+  if (!running && checkpoint.saved())
+    PlanSavedState(&view->config, checkpoint, job.mutable_change());
   *job.mutable_change()->add_store() = std::move(checkpoint);
   const auto kept = jobs_.Store(job);
   if (!kept.ok()) return End(job, kept, ended);
-  if (!running) return MakeChildren(job, ended);
+  if (!running) return MakeChildren(job, job.change().store(1), job.change().store(0), ended);
   const bool may_fall_back = !options.kind && policy == config::PRODUCTION;
   CaptureRunning(job, kind, may_fall_back, ended);
-}
-
-/// Of a VM that nobody runs.
-void Checkpoints::MakeChildren(const config::Job& job, const Ended& ended) {
-  const auto make = [this, job]() -> Result<void> {
-    const config::Vm& checkpoint = job.change().store(1);
-    TRY_VOID(MakeFolders(CheckpointsFolderOf(checkpoint), 0750));
-    for (int i = 0; i < checkpoint.disks_size(); ++i) {
-      if (IsWritten(checkpoint.disks(i)))
-        TRY_VOID(
-            files_.CreateChild(checkpoint.disks(i).path(), job.change().store(0).disks(i).path()));
-    }
-    return {};
-  };
-  OnFiles(make, [this, job, ended](const Result<void>& made) {
-    made.ok() ? Commit(job, ended) : Undo(job, made.error(), ended);
-  });
 }
 
 void Checkpoints::CaptureRunning(const config::Job& job, Kind kind, bool may_fall_back,
@@ -208,12 +155,7 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
   const config::Vm& checkpoint = job.change().store(1);
   worker::Request request;
   worker::CaptureRequest& capture = *request.mutable_capture();
-  if (kind == Kind::kStandard) {
-    capture.set_state_path(StateFileOf(checkpoint));
-    if (MemoryFileOf(checkpoint) != capture.state_path())
-      capture.set_memory_path(MemoryFileOf(checkpoint));
-  }
-  capture.set_vm_version(VersionNumber(checkpoint.version()));
+  if (kind == Kind::kStandard) NameSavedState(checkpoint, &capture);
   for (int i = 0; i < checkpoint.disks_size(); ++i) {
     if (!IsWritten(checkpoint.disks(i))) continue;
     worker::CreateChildRequest* child = capture.add_children();
@@ -278,10 +220,10 @@ void Checkpoints::AwaitCapture(const config::Job& job) {
 bool Checkpoints::IsWhole(const config::Job& job) const {
   if (job.change().store_size() != 2) return false;
   const config::Vm& checkpoint = job.change().store(1);
-  const bool all = std::all_of(job.new_files().begin(), job.new_files().end(), Exists);
+  const bool all = std::all_of(job.new_files().begin(), job.new_files().end(), FileExists);
   // What was to be linked is linked when the change is made.
   const bool state =
-      !checkpoint.saved() || job.change().links_size() != 0 || Exists(StateFileOf(checkpoint));
+      !checkpoint.saved() || job.change().links_size() != 0 || FileExists(StateFileOf(checkpoint));
   return all && state && !job.new_files().empty();
 }
 
@@ -298,7 +240,7 @@ void Checkpoints::SettleChildren(config::Job* job) {
       const std::string& child = next.disks(i).path();
       if (!IsWritten(next.disks(i)) || (disk.path() != child && disk.next() != child)) continue;
       disk.clear_next();
-      if (!Exists(child)) continue;
+      if (!FileExists(child)) continue;
       disk.set_path(child);
       AddUnneeded(&settled, before.disks(i).path());
     }
@@ -312,8 +254,7 @@ void Checkpoints::SettleChildren(config::Job* job) {
   files.erase(std::remove_if(files.begin(), files.end(), is_used), files.end());
   const auto stored = inventory_.Store(settled);
   if (!stored.ok()) spdlog::error("{}", stored.error().ToString());
-  (void)RemoveFile(MemoryFileOf(before));
-  (void)RemoveFile(StateFileOf(before));
+  for (const std::string& file : SavedStateFilesOf(before)) (void)RemoveFile(file);
 }
 
 }  // namespace kvmbus::vmm

@@ -14,9 +14,6 @@ Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles
       jobs_(jobs),
       files_(files),
       merger_(loop, inventory, jobs, files) {
-  auto thread = LoopThread::Start("work/files");
-  KVMBUS_ASSERT(thread.ok());
-  file_thread_ = std::move(thread).value();
   inventory_.SetImageWorker(&merger_);
   subscription_ = inventory_.Subscribe([this](const std::string& vm) {
     const auto view = inventory_.Get(vm);
@@ -44,14 +41,19 @@ Result<config::Job> Checkpoints::Begin(config::JobKind kind, const std::string& 
   return begun;
 }
 
-void Checkpoints::OnFiles(Work work, Ended done) {
-  file_thread_->loop().Post(
-      [this, alive = alive_, work = std::move(work), done = std::move(done)]() mutable {
-        auto result = work();
-        loop_.Post([alive, result = std::move(result), done = std::move(done)] {
-          if (*alive) done(result);
-        });
-      });
+/// Of a VM that nobody runs: children of the disks of `before`, as `next` names them.
+void Checkpoints::MakeChildren(const config::Job& job, const config::Vm& before,
+                               const config::Vm& next, const Ended& ended) {
+  const auto make = [this, before, next]() -> Result<void> {
+    for (int i = 0; i < before.disks_size(); ++i) {
+      if (IsWritten(before.disks(i)))
+        TRY_VOID(files_.CreateChild(before.disks(i).path(), next.disks(i).path()));
+    }
+    return {};
+  };
+  file_thread_.Do(make, [this, job, ended](const Result<void>& made) {
+    made.ok() ? Commit(job, ended) : Undo(job, made.error(), ended);
+  });
 }
 
 void Checkpoints::Commit(config::Job job, const Ended& ended) {
@@ -133,7 +135,7 @@ Result<config::Job> Checkpoints::Delete(const std::string& vm, const std::string
   for (const std::string& which : gone) {
     *job.mutable_change()->add_remove() = all.at(which);
     for (const config::Disk& disk : all.at(which).disks()) {
-      if (disk.kind() == config::HARD_DISK && !disk.read_only()) AddUnneeded(&now, disk.path());
+      if (IsWritten(disk)) AddUnneeded(&now, disk.path());
     }
   }
   *job.mutable_change()->add_store() = std::move(now);

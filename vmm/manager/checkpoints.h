@@ -10,6 +10,7 @@
 
 #include "vmm/checkpoint/disk_files.h"
 #include "vmm/manager/disk_merger.h"
+#include "vmm/manager/file_thread.h"
 #include "vmm/manager/inventory.h"
 #include "vmm/manager/jobs.h"
 
@@ -53,12 +54,10 @@ class Checkpoints {
   void Start(const std::string& vm, Ended ended);
 
  private:
-  using Work = std::function<Result<void>()>;
-
   Result<config::Job> Begin(config::JobKind kind, const std::string& vm,
                             const std::string& request_id, const std::string& what);
-  /// Runs `work` on the thread for files.
-  void OnFiles(Work work, Ended done);
+  void MakeChildren(const config::Job& job, const config::Vm& before, const config::Vm& next,
+                    const Ended& ended);
   void Recover();
   void DeleteAutomatic(const std::string& vm, const std::string& but);
   void Commit(config::Job job, const Ended& ended);
@@ -67,7 +66,6 @@ class Checkpoints {
 
   // checkpoint_create.cc
   void PlanCreate(config::Job job, const CreateOptions& options, const Ended& ended);
-  void MakeChildren(const config::Job& job, const Ended& ended);
   void CaptureRunning(const config::Job& job, Kind kind, bool may_fall_back, const Ended& ended);
   void Freeze(const config::Job& job, bool may_fall_back, const Ended& ended);
   void Capture(const config::Job& job, Kind kind, Ended done);
@@ -86,9 +84,9 @@ class Checkpoints {
   DiskFiles& files_;
   DiskMerger merger_;
   Inventory::Subscription subscription_;
-  std::unique_ptr<LoopThread> file_thread_;
   std::map<std::string, Loop::TimerId> followers_;  // by job
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  FileThread file_thread_{loop_, "work/files"};  // last: its work uses the above
 };
 
 }  // namespace kvmbus::vmm

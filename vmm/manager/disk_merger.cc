@@ -21,10 +21,6 @@ bool IsThere(const std::string& path) {
   return std::filesystem::is_regular_file(std::filesystem::symlink_status(path, error));
 }
 
-bool IsWritten(const config::Disk& disk) {
-  return disk.kind() == config::HARD_DISK && !disk.read_only();
-}
-
 /// Replaces the name of a disk; whether it was there.
 bool Rename(config::Vm* vm, const std::string& from, const std::string& to) {
   bool found = false;
@@ -54,11 +50,7 @@ void AddUnneeded(config::Vm* vm, const std::string& file) {
 }
 
 DiskMerger::DiskMerger(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files)
-    : loop_(loop), inventory_(inventory), jobs_(jobs), files_(files), operations_(inventory) {
-  auto thread = LoopThread::Start("work/merge");
-  KVMBUS_ASSERT(thread.ok());
-  thread_ = std::move(thread).value();
-}
+    : loop_(loop), inventory_(inventory), jobs_(jobs), files_(files), operations_(inventory) {}
 
 DiskMerger::~DiskMerger() {
   *alive_ = false;
@@ -66,15 +58,6 @@ DiskMerger::~DiskMerger() {
     if (task.cancelled) *task.cancelled = true;
     loop_.CancelTimer(task.timer);
   }
-}
-
-void DiskMerger::OnFiles(const std::function<Result<void>()>& work, Done done) {
-  thread_->loop().Post([this, alive = alive_, work, done = std::move(done)]() mutable {
-    auto result = work();
-    loop_.Post([alive, result = std::move(result), done = std::move(done)] {
-      if (*alive) done(result);
-    });
-  });
 }
 
 void DiskMerger::Suspend(const std::string& vm, std::function<void()> idle) {
@@ -111,7 +94,7 @@ void DiskMerger::Pump(const std::string& vm) {
   }
   if (config.has_merging()) return Merge(vm, config.merging(), true);
   auto plan = std::make_shared<Result<Plan>>(Plan());
-  OnFiles(
+  file_thread_.Do(
       [this, plan, config, checkpoints = inventory_.Checkpoints(vm)]() -> Result<void> {
         *plan = MakePlan(config, checkpoints);
         return {};
@@ -251,7 +234,7 @@ void DiskMerger::MergeHere(const std::string& vm, const config::DiskMerge& merge
       return !cancelled->load();
     });
   };
-  OnFiles(work, [this, vm, merge](const Result<void>& merged) {
+  file_thread_.Do(work, [this, vm, merge](const Result<void>& merged) {
     merged.ok() ? FinishMerge(vm, merge) : Ended(vm, merged, false);
   });
 }
@@ -267,7 +250,7 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
     }
     return {};
   };
-  OnFiles(relink, [this, vm, merge](const Result<void>& linked) {
+  file_thread_.Do(relink, [this, vm, merge](const Result<void>& linked) {
     if (!linked.ok()) return Ended(vm, linked, false);
     const auto view = inventory_.Get(vm);
     if (!view.ok()) return Ended(vm, view.error(), false);
@@ -280,8 +263,7 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
     config::Vm changed = view->config;
     Rename(&changed, merge.file(), merge.into());
     std::set<std::string> files = UnneededOf(changed);
-    // What was merged is now what its parent was, and needed as much as it was itself.
-    if (files.erase(merge.file()) == 0) files.erase(merge.into());
+    ReplaceMerged(merge.file(), merge.into(), &files);
     SetUnneeded(&changed, files);
     changed.clear_merging();
     Ended(vm, inventory_.Store(changed), false);

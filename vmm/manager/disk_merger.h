@@ -14,6 +14,7 @@
 #include "vmm/checkpoint/disk_forest.h"
 #include "vmm/event/loop.h"
 #include "vmm/manager/disk_operations.h"
+#include "vmm/manager/file_thread.h"
 #include "vmm/manager/inventory.h"
 #include "vmm/manager/jobs.h"
 
@@ -51,7 +52,6 @@ class DiskMerger final : public ImageWorker {
     DiskForest forest;
     std::set<std::string> missing;  ///< files that are gone, or are not ours to delete
   };
-  using Done = std::function<void(const Result<void>&)>;
 
   void Pump(const std::string& vm);
   void OnPlan(const std::string& vm, const Result<Plan>& plan);
@@ -60,7 +60,6 @@ class DiskMerger final : public ImageWorker {
   void MergeHere(const std::string& vm, const config::DiskMerge& merge);
   void FinishMerge(const std::string& vm, const config::DiskMerge& merge);
   void FollowLive(const std::string& vm);
-  void OnFiles(const std::function<Result<void>()>& work, Done done);
   void Ended(const std::string& vm, const Result<void>& result, bool all_done);
   void AddForeign(const std::set<std::string>& unneeded, DiskForest* forest);
   Result<Plan> MakePlan(const config::Vm& vm, const CheckpointMap& checkpoints);
@@ -71,8 +70,8 @@ class DiskMerger final : public ImageWorker {
   DiskFiles& files_;
   DiskOperations operations_;
   std::map<std::string, Task> tasks_;  // by VM
-  std::unique_ptr<LoopThread> thread_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  FileThread file_thread_{loop_, "work/merge"};  // last: its work uses the above
 };
 
 }  // namespace kvmbus::vmm

@@ -14,6 +14,7 @@
 #include "vmm/manager/inventory_record.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -83,7 +84,7 @@ void Inventory::Adopt(Record& record) {
   if (exit_bytes.ok() && exit.ParseFromString(*exit_bytes)) {
     record.status.set_reason(exit.reason());
     if (exit.has_crash()) *record.status.mutable_crash() = exit.crash();
-  } else if (::access((RunDirOf(id) + "/lock").c_str(), F_OK) == 0) {
+  } else if (FileExists(RunDirOf(id) + "/lock")) {
     record.status.set_reason("its worker ended without a word while vmmd was away (killed?)");
   }
 }
@@ -94,9 +95,7 @@ Inventory::Record* Inventory::Find(const std::string& id) const {
 }
 
 Result<std::string> Inventory::Resolve(const std::string& id_or_name) const {
-  std::string upper = id_or_name;
-  std::transform(upper.begin(), upper.end(), upper.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  const std::string upper = UpperCase(id_or_name);
   if (records_.count(upper) != 0) return upper;
   std::string found;
   for (const auto& [id, record] : records_) {
@@ -149,10 +148,6 @@ Result<void> Inventory::Delete(const std::string& id) {
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
   for (const auto& [checkpoint, config] : record->checkpoints) TRY_VOID(store_->Delete(config));
   TRY_VOID(store_->Delete(record->config));
-  if (record->config.saved()) {
-    ::unlink(MemoryFileOf(record->config).c_str());
-    ::unlink(StateFileOf(record->config).c_str());
-  }
   for (const char* file : {"lock", "exit", "worker.log"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
   ::rmdir(RunDirOf(id).c_str());
@@ -513,7 +508,7 @@ Result<void> Inventory::SettleDisks(Record& record) {
   const config::Vm before = record.config;
   for (const config::Disk& disk : before.disks()) {
     if (disk.next().empty()) continue;
-    const bool made = ::access(disk.next().c_str(), F_OK) == 0;
+    const bool made = FileExists(disk.next());
     TRY_VOID(ChangeDisk(before.id(), disk.controller(), disk.lun(), [made](config::Disk* settled) {
       if (made) settled->set_path(settled->next());
       settled->clear_next();

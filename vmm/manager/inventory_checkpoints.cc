@@ -58,8 +58,7 @@ Result<void> Inventory::Make(const config::FileChange& change) {
   for (const config::Vm& vm : change.remove()) {
     const auto removed = store_->Delete(vm);
     if (!removed.ok() && removed.error().code() != Code::kNotFound) return removed;
-    TRY_VOID(RemoveFile(MemoryFileOf(vm)));
-    TRY_VOID(RemoveFile(StateFileOf(vm)));
+    for (const std::string& file : SavedStateFilesOf(vm)) TRY_VOID(RemoveFile(file));
     if (Record* record = Find(vm.id())) record->checkpoints.erase(vm.checkpoint().id());
   }
   return {};

@@ -30,8 +30,8 @@ worker::State RestStateOf(const config::Vm& vm);
 Result<void> CheckNotSaved(const config::Vm& vm);
 /// kFailedPrecondition that says so; `busy` as a record has it.
 Result<void> CheckNotBusy(const std::string& name, const std::string& busy);
-/// "6.2": 0x602.
-int64_t VersionNumber(const std::string& version);
+/// For a capture: the files of the saved state of a VM or checkpoint, and its version.
+void NameSavedState(const config::Vm& vm, worker::CaptureRequest* request);
 
 /// The images that the VM shares with others.
 std::vector<std::string> SharedImages(const config::Vm& vm);

@@ -7,9 +7,8 @@
 // Off, as any crash of a running VM does.
 #include <unistd.h>
 
-#include <cstdlib>
-
 #include "vmm/config/vm_files.h"
+#include "vmm/config/vm_tree.h"
 #include "vmm/manager/inventory_record.h"
 #include "vmm/os/log.h"
 
@@ -22,11 +21,11 @@ constexpr uint64_t kResumeTimeoutNs = 60'000'000'000;
 
 }  // namespace
 
-int64_t VersionNumber(const std::string& version) {
-  char* end = nullptr;
-  const long major = std::strtol(version.c_str(), &end, 10);
-  const long minor = *end == '.' ? std::strtol(end + 1, nullptr, 10) : 0;
-  return (major << 8) | (minor & 0xff);
+void NameSavedState(const config::Vm& vm, worker::CaptureRequest* request) {
+  const std::vector<std::string> files = SavedStateFilesOf(vm);
+  request->set_state_path(files.front());
+  if (files.size() != 1) request->set_memory_path(files.back());
+  request->set_vm_version(VersionNumber(vm.version()));
 }
 
 worker::State RestStateOf(const config::Vm& vm) { return vm.saved() ? worker::SAVED : worker::OFF; }
@@ -45,12 +44,8 @@ void Inventory::Save(const std::string& id, Done done) {
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
   if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
   worker::Request request;
-  worker::CaptureRequest& capture = *request.mutable_capture();
-  capture.set_state_path(StateFileOf(record->config));
-  if (MemoryFileOf(record->config) != capture.state_path())
-    capture.set_memory_path(MemoryFileOf(record->config));
-  capture.set_stop(true);
-  capture.set_vm_version(VersionNumber(record->config.version()));
+  NameSavedState(record->config, request.mutable_capture());
+  request.mutable_capture()->set_stop(true);
   Call(id, std::move(request), kSaveTimeoutNs,
        [this, alive = alive_, id, done = std::move(done)](const Result<worker::Reply>& reply) {
          if (!*alive) return;
@@ -93,8 +88,7 @@ void Inventory::ResumeRestored(Record& record) {
     }
     record.config = std::move(running);
     // The worker has the files open, and nobody else needs them.
-    ::unlink(MemoryFileOf(record.config).c_str());
-    ::unlink(StateFileOf(record.config).c_str());
+    for (const std::string& file : SavedStateFilesOf(record.config)) ::unlink(file.c_str());
   }
   worker::Request request;
   request.mutable_resume();
@@ -115,8 +109,7 @@ Result<void> Inventory::DiscardSaved(const std::string& id) {
   off.set_saved(false);
   TRY_VOID(store_->Save(off));
   record->config = std::move(off);
-  ::unlink(MemoryFileOf(record->config).c_str());
-  ::unlink(StateFileOf(record->config).c_str());
+  for (const std::string& file : SavedStateFilesOf(record->config)) ::unlink(file.c_str());
   record->status.set_state(worker::OFF);
   record->status.set_reason("its saved state was given up");
   Notify(id);

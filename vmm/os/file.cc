@@ -9,14 +9,13 @@
 #include <filesystem>
 
 namespace kvmbus::vmm {
-namespace {
+
+bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 std::string FolderOf(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();
   return folder.empty() ? "." : folder;
 }
-
-}  // namespace
 
 Result<Fd> OpenFile(const std::string& path, int flags, mode_t mode) {
   const int fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
@@ -76,7 +75,7 @@ Result<void> LinkFile(const std::string& from, const std::string& to) {
   ::unlink(temporary.c_str());
   if (::link(from.c_str(), temporary.c_str()) < 0) {
     const int failed = errno;
-    if (failed == ENOENT && ::access(to.c_str(), F_OK) == 0) return {};
+    if (failed == ENOENT && FileExists(to)) return {};
     if (failed == ENOENT) return Error::FromErrno(failed, fmt::format("'{}'", from));
     TRY_VOID(CopyInto(from, temporary));
   }

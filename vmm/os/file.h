@@ -27,6 +27,9 @@ Result<void> LinkFile(const std::string& from, const std::string& to);
 /// Removes a name, durably; it need not be there.
 Result<void> RemoveFile(const std::string& path);
 
+bool FileExists(const std::string& path);
+/// "." for a name alone.
+std::string FolderOf(const std::string& path);
 Result<uint64_t> FileSize(int fd);
 Result<void> SyncFile(int fd);  ///< fdatasync
 Result<void> SyncFolder(const std::string& path);

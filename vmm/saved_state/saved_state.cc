@@ -6,7 +6,6 @@
 
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 
 #include "vmm/hvs/hvs_reader.h"
 #include "vmm/os/file.h"
@@ -42,10 +41,6 @@ std::vector<RamMemoryBlock> MemoryBlocks(const GuestMemory& memory) {
     blocks.push_back(block);
   }
   return blocks;
-}
-
-std::string FolderOf(const std::string& path) {
-  return std::filesystem::path(path).parent_path().string();
 }
 
 Result<Fd> CreateNew(const std::string& path) {

@@ -75,8 +75,7 @@ Result<void> SyntheticScsiController::SaveLun(const Unit& unit, state::ScsiLun* 
   saved->set_locked_persistently(state.locked_persistently);
   saved->set_events(state.events);
   saved->set_attention(state.attention);
-  if (state.blocks != 0)
-    saved->set_medium(std::string(state.medium.bytes.begin(), state.medium.bytes.end()));
+  if (state.blocks != 0) saved->set_medium(state.medium.ToBytes());
   saved->set_blocks(state.blocks);
   return {};
 }
