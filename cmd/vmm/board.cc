@@ -25,10 +25,7 @@ Board::~Board() = default;
 
 /// A configuration without one has another at each start.
 vmm::Guid Board::GenerationIdOf(const config::Vm& config) {
-  vmm::Guid id = vmm::Guid::Random();
-  if (config.generation_id().size() == id.bytes.size())
-    std::copy(config.generation_id().begin(), config.generation_id().end(), id.bytes.begin());
-  return id;
+  return vmm::Guid::FromBytes(config.generation_id()).value_or(vmm::Guid::Random());
 }
 
 Result<std::unique_ptr<Board>> Board::Build(const config::Vm& config, const std::string& run_dir,

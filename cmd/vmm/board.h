@@ -19,6 +19,7 @@
 #include "virtdev/chipset/rtc.h"
 #include "virtdev/chipset/uart16550.h"
 #include "virtdev/disk/disk_qos.h"
+#include "virtdev/disk/live_disk.h"
 #include "virtdev/synthetic/ic/heartbeat.h"
 #include "virtdev/synthetic/ic/shutdown.h"
 #include "virtdev/synthetic/ic/timesync.h"
@@ -131,6 +132,8 @@ class Board {
   static vmm::Guid GenerationIdOf(const config::Vm& config);
   static vmm::Error NoBackupService();
   static vmm::Error IsChanging(const Disk& disk);
+  static std::string FollowTop(Disk& disk);
+  static virtdev::TopMoves Carry(const std::shared_ptr<ReservationsFile>& reservations);
   vmm::Result<Disk*> FindForChange(uint32_t controller, uint32_t lun);
   void StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work, Done done);
   vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;

@@ -33,27 +33,28 @@ void Board::StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work
   disk.change = std::make_unique<DiskChange>(
       loop_, std::move(work), [this, controller, lun, done](const Result<void>& result) {
         Disk& changed = disks_.at({controller, lun});
-        const std::string before = changed.path;
         changed.change.reset();
-        changed.path = changed.io->live()->chain().paths().front();
-        if (changed.reservations != nullptr) changed.reservations->EndMove(changed.path != before);
+        const std::string before = FollowTop(changed);
         if (result.ok()) return done({});
         Error error = result.error();
         done(std::move(error).WithContext(fmt::format("disk '{}'", before)));
       });
 }
 
-namespace {
+/// Its path is that of its top, whatever became of the move; the former one.
+std::string Board::FollowTop(Disk& disk) {
+  const std::string before = std::exchange(disk.path, disk.io->live()->chain().paths().front());
+  if (disk.reservations != nullptr) disk.reservations->EndMove(disk.path != before);
+  return before;
+}
 
 /// What goes with a disk to another path.
-virtdev::TopMoves Carry(const std::shared_ptr<ReservationsFile>& reservations) {
+virtdev::TopMoves Board::Carry(const std::shared_ptr<ReservationsFile>& reservations) {
   return [reservations](const std::string& path) -> Result<void> {
     if (reservations == nullptr) return {};
     return reservations->BeginMove(path);
   };
 }
-
-}  // namespace
 
 void Board::ResizeDisk(uint32_t controller, uint32_t lun, uint64_t size_bytes, Done done) {
   const auto disk = FindForChange(controller, lun);

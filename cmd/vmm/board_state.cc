@@ -14,9 +14,10 @@ using vmm::Error;
 using vmm::Result;
 
 Result<void> Board::Restore(std::function<void(const Error&)> failed) {
-  const std::string state = vmm::StateFileOf(config_), memory = vmm::MemoryFileOf(config_);
+  const std::vector<std::string> files = vmm::SavedStateFilesOf(config_);
+  const std::string& state = files.front();
   vmm::SavedState saved =
-      TRY(vmm::SavedState::Open({state, memory == state ? "" : memory}, *memory_));
+      TRY(vmm::SavedState::Open({state, files.size() == 1 ? "" : files.back()}, *memory_));
   if (saved.machine.fdt != fdt_)
     return vmm::MakeError(Code::kFailedPrecondition,
                           "it was saved with other hardware than it has now; give it the same "
@@ -26,8 +27,7 @@ Result<void> Board::Restore(std::function<void(const Error&)> failed) {
                                       std::move(failed)));
   TRY_VOID_CTX(machine_->PowerOnFrom(saved.machine.devices), "saved state '{}'", state);
   // Another one than was saved: a checkpoint was applied, and the guest is to know.
-  if (config_.generation_id().size() == sizeof(vmm::Guid::bytes))
-    generation_id_->SetId(GenerationIdOf(config_));
+  if (const auto id = vmm::Guid::FromBytes(config_.generation_id())) generation_id_->SetId(*id);
   return {};
 }
 
@@ -59,13 +59,8 @@ Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
 
 Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun, const std::string& path) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  const auto reservations = disk->reservations;
-  auto switched = virtdev::CreateLiveChild(
-      *disk->io->live(), path, [&reservations](const std::string& to) -> Result<void> {
-        return reservations == nullptr ? Result<void>() : reservations->BeginMove(to);
-      });
-  const std::string before = std::exchange(disk->path, disk->io->live()->chain().paths().front());
-  if (reservations != nullptr) reservations->EndMove(disk->path != before);
+  auto switched = virtdev::CreateLiveChild(*disk->io->live(), path, Carry(disk->reservations));
+  const std::string before = FollowTop(*disk);
   if (switched.ok()) return switched;
   return std::move(switched.error()).WithContext(fmt::format("disk '{}'", before));
 }
