@@ -17,6 +17,7 @@ Client::Client(const std::string& socket)
       disks_(api::Disks::NewStub(channel_)),
       host_(api::Host::NewStub(channel_)),
       checkpoints_(api::Checkpoints::NewStub(channel_)),
+      transfers_(api::Transfers::NewStub(channel_)),
       jobs_(api::Jobs::NewStub(channel_)) {}
 
 int Client::Check(const grpc::Status& status) const {

@@ -22,6 +22,7 @@ class Client {
   api::Disks::Stub& disks() { return *disks_; }
   api::Host::Stub& host() { return *host_; }
   api::Checkpoints::Stub& checkpoints() { return *checkpoints_; }
+  api::Transfers::Stub& transfers() { return *transfers_; }
   api::Jobs::Stub& jobs() { return *jobs_; }
 
   /// 0, or after one line on standard error the exit status.
@@ -34,6 +35,7 @@ class Client {
   std::unique_ptr<api::Disks::Stub> disks_;
   std::unique_ptr<api::Host::Stub> host_;
   std::unique_ptr<api::Checkpoints::Stub> checkpoints_;
+  std::unique_ptr<api::Transfers::Stub> transfers_;
   std::unique_ptr<api::Jobs::Stub> jobs_;
 };
 

@@ -24,6 +24,7 @@ void AddCheckpointCommands(CLI::App& app, Context& context);
 void AddJobCommands(CLI::App& app, Context& context);
 /// A verb of `vm`, which AddVmCommands makes.
 void AddImportCommand(CLI::App* vm, Context& context);
+void AddExportCommand(CLI::App* vm, Context& context);
 void AddDiskCommands(CLI::App& app, Context& context);
 /// Verbs of `disk`, which AddDiskCommands makes.
 void AddDiskQosCommands(CLI::App* disk, Context& context);

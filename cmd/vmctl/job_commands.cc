@@ -23,6 +23,10 @@ std::string KindName(config::JobKind kind) {
       return "delete checkpoint";
     case config::MERGE_DISKS:
       return "merge disks";
+    case config::EXPORT_VM:
+      return "export";
+    case config::IMPORT_VM:
+      return "import";
     default:
       return "?";
   }

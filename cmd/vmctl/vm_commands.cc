@@ -63,6 +63,7 @@ Json ToJson(const api::VmStatus& vm) {
                        {"reason", Json::Text(vm.reason())},
                        {"generation", Json::Number(vm.config().generation())},
                        {"version", Json::Text(vm.config().version())},
+                       {"folder", Json::Text(vm.config().folder())},
                        {"processors", Json::Number(vm.config().vcpu_count())},
                        {"memory_bytes", Json::Number(vm.config().memory_bytes())},
                        {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
@@ -378,6 +379,7 @@ void AddVmCommands(CLI::App& app, Context& context) {
   verb->callback([&context, create] { context.exit_status = Create(context, *create); });
 
   AddImportCommand(vm, context);
+  AddExportCommand(vm, context);
   vm->add_subcommand("list", "List the virtual machines")->callback([&context] {
     context.exit_status = VmCommands(context).List();
   });

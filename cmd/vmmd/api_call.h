@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 
+#include "config/job.pb.h"
 #include "vmm/result/result.h"
 
 namespace kvmbus::cmd {
@@ -19,6 +20,14 @@ inline grpc::Status ToStatus(const vmm::Error& error) {
 }
 inline grpc::Status ToStatus(const vmm::Result<void>& result) {
   return result.ok() ? grpc::Status::OK : ToStatus(result.error());
+}
+
+/// What callers see of a job: not what vmmd notes for itself.
+inline config::Job Shown(config::Job job) {
+  job.clear_change();
+  job.clear_new_files();
+  job.clear_committed();
+  return job;
 }
 
 /// A result that another thread delivers, once. Shared, since the waiter may give up first.

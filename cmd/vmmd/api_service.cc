@@ -12,6 +12,7 @@
 #include "cmd/vmmd/api_call.h"
 #include "cmd/vmmd/checkpoints_service.h"
 #include "cmd/vmmd/disks_service.h"
+#include "cmd/vmmd/transfers_service.h"
 #include "vmm/config/versions.h"
 
 namespace kvmbus::cmd {
@@ -115,22 +116,6 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return OnLoop([&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
       return inventory_.Delete(id);
-    });
-  }
-
-  grpc::Status ImportVm(grpc::ServerContext*, const api::ImportVmRequest* request,
-                        api::ImportVmReply* reply) override {
-    vmm::ImportOptions options;
-    options.file = request->file();
-    options.folders = {request->folders().begin(), request->folders().end()};
-    options.name = request->name();
-    options.firmware = request->firmware();
-    return OnLoop([&]() -> Result<void> {
-      const vmm::ImportPlan plan = TRY(inventory_.Import(options, request->compare()));
-      *reply->mutable_vm() = plan.vm;
-      FillList(plan.obstacles, reply->mutable_obstacles());
-      FillList(plan.incompatibilities, reply->mutable_incompatibilities());
-      return {};
     });
   }
 
@@ -320,15 +305,6 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return ToStatus(result);
   }
 
-  static void FillList(const std::vector<vmm::Incompatibility>& list,
-                       google::protobuf::RepeatedPtrField<api::Incompatibility>* out) {
-    for (const auto& [what, fix] : list) {
-      api::Incompatibility* item = out->Add();
-      item->set_what(what);
-      item->set_fix(fix);
-    }
-  }
-
   Result<void> FillStatus(const std::string& vm, api::VmStatus* status) {
     status->Clear();
     const std::string id = TRY(inventory_.Resolve(vm));
@@ -452,13 +428,15 @@ ApiServer::~ApiServer() {
 }
 
 Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory& inventory,
-                                                     vmm::Checkpoints& checkpoints, vmm::Jobs& jobs,
+                                                     vmm::Checkpoints& checkpoints,
+                                                     vmm::Transfers& transfers, vmm::Jobs& jobs,
                                                      const std::string& socket) {
   std::unique_ptr<ApiServer> self(new ApiServer());
   self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory, checkpoints);
   self->host_ = std::make_unique<HostService>(inventory);
   self->disks_ = MakeDisksService(loop, inventory);
   self->checkpoints_ = MakeCheckpointsService(loop, inventory, checkpoints);
+  self->transfers_ = MakeTransfersService(loop, inventory, transfers);
   self->jobs_ = MakeJobsService(loop, jobs);
   ::unlink(socket.c_str());
   grpc::ServerBuilder builder;
@@ -467,6 +445,7 @@ Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory&
   builder.RegisterService(self->host_.get());
   builder.RegisterService(self->disks_.get());
   builder.RegisterService(self->checkpoints_.get());
+  builder.RegisterService(self->transfers_.get());
   builder.RegisterService(self->jobs_.get());
   const mode_t before = ::umask(0117);  // the socket is born with 0660
   self->server_ = builder.BuildAndStart();

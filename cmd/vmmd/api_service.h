@@ -10,7 +10,7 @@
 
 #include "vmm/event/loop.h"
 #include "vmm/manager/checkpoints.h"
-#include "vmm/manager/inventory.h"
+#include "vmm/manager/transfers.h"
 
 namespace kvmbus::cmd {
 
@@ -20,7 +20,8 @@ class ApiServer {
   /// `socket` is a path; its mode becomes 0660.
   static vmm::Result<std::unique_ptr<ApiServer>> Listen(vmm::Loop& loop, vmm::Inventory& inventory,
                                                         vmm::Checkpoints& checkpoints,
-                                                        vmm::Jobs& jobs, const std::string& socket);
+                                                        vmm::Transfers& transfers, vmm::Jobs& jobs,
+                                                        const std::string& socket);
   ~ApiServer();
 
  private:
@@ -31,6 +32,7 @@ class ApiServer {
   std::unique_ptr<HostService> host_;
   std::unique_ptr<grpc::Service> disks_;
   std::unique_ptr<grpc::Service> checkpoints_;
+  std::unique_ptr<grpc::Service> transfers_;
   std::unique_ptr<grpc::Service> jobs_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -13,14 +13,6 @@ namespace api = kvmbus::api::v1;
 using vmm::Checkpoints;
 using vmm::Result;
 
-/// What callers see of a job: not what vmmd notes for itself.
-config::Job Shown(config::Job job) {
-  job.clear_change();
-  job.clear_new_files();
-  job.clear_committed();
-  return job;
-}
-
 /// Calls run on gRPC's threads and are answered on the loop.
 class CheckpointsService final : public api::Checkpoints::Service {
  public:

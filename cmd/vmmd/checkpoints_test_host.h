@@ -17,6 +17,7 @@
 #include "virtdev/disk/image_io.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/manager/checkpoints.h"
+#include "vmm/manager/transfers.h"
 #include "vmm/os/file.h"
 
 namespace kvmbus::cmd {
@@ -34,6 +35,7 @@ class TestHost {
     inventory = std::move(vmm::Inventory::Open(*loop, std::move(options))).value();
     jobs = std::move(vmm::Jobs::Open(folder + "/state/jobs", loop->clock())).value();
     checkpoints = std::make_unique<vmm::Checkpoints>(*loop, *inventory, *jobs, files);
+    transfers = std::make_unique<vmm::Transfers>(*loop, *inventory, *checkpoints, *jobs, files);
   }
 
   static constexpr uint64_t kBlock = 1u << 20, kBlocks = 4;
@@ -60,7 +62,8 @@ class TestHost {
     config::Vm vm;
     vm.set_name("t");
     vm.set_memory_bytes(64u << 20);
-    vm.mutable_firmware()->set_kernel("/boot/vmlinuz");
+    ASSERT_TRUE(vmm::ReplaceFile(folder_ + "/vmlinuz", "kernel").ok());
+    vm.mutable_firmware()->set_kernel(folder_ + "/vmlinuz");
     config::Disk* added = vm.add_disks();
     added->set_path(disk);
     vm.set_checkpoint_policy(config::STANDARD);
@@ -135,12 +138,32 @@ class TestHost {
     return Finish(checkpoints->Delete(Id(), name, subtree, "", nullptr));
   }
 
+  vmm::Result<void> Export(const std::string& to, const std::string& checkpoint = "") {
+    vmm::Transfers::ExportOptions options;
+    options.vm = Id();
+    options.folder = to;
+    options.checkpoint = checkpoint;
+    return Finish(transfers->Export(options, nullptr));
+  }
+  /// A copy, or in place.
+  vmm::Result<void> Import(const vmm::ImportOptions& options) {
+    const auto imported = transfers->Import(options, false, "", nullptr);
+    if (!imported.ok()) return imported.error();
+    return imported->job ? Finish(*imported->job) : vmm::Result<void>();
+  }
+  /// By its name.
+  config::Vm Named(const std::string& name) const {
+    const auto id = inventory->Resolve(name);
+    return id.ok() ? inventory->Get(*id)->config : config::Vm();
+  }
+
   const std::string folder_;
   std::unique_ptr<vmm::Loop> loop;
   ImageFiles files;
   std::unique_ptr<vmm::Inventory> inventory;
   std::unique_ptr<vmm::Jobs> jobs;
   std::unique_ptr<vmm::Checkpoints> checkpoints;
+  std::unique_ptr<vmm::Transfers> transfers;
 };
 
 }  // namespace kvmbus::cmd

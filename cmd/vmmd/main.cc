@@ -97,7 +97,9 @@ Result<void> Serve(const Options& options) {
   const auto jobs = TRY(vmm::Jobs::Open(options.state_dir + "/jobs", loop->clock()));
   ImageFiles images;
   vmm::Checkpoints checkpoints(*loop, *inventory, *jobs, images);
-  auto server = TRY(ApiServer::Listen(*loop, *inventory, checkpoints, *jobs, options.socket));
+  vmm::Transfers transfers(*loop, *inventory, checkpoints, *jobs, images);
+  auto server =
+      TRY(ApiServer::Listen(*loop, *inventory, checkpoints, transfers, *jobs, options.socket));
   spdlog::info("listening on '{}'", options.socket);
   ::sd_notify(0, "READY=1");
   loop->Run();

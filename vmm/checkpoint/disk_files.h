@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// DiskFiles: what checkpoints do to image files that no machine uses.
+/// DiskFiles: what checkpoints, exports and imports do to image files that no machine writes.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,12 @@ class DiskFiles {
   virtual Result<void> Merge(const std::string& path, const Progress& progress) = 0;
   /// Links an image to the file that has now what its parent had.
   virtual Result<void> Reparent(const std::string& path, const std::string& parent) = 0;
+  /// The file as it is, into a new one. `path` has no symbolic links.
+  virtual Result<void> Copy(const std::string& path, const std::string& to,
+                            const Progress& progress) = 0;
+  /// What a differencing image shows, into a new image of its format that stands on none.
+  virtual Result<void> Flatten(const std::string& path, const std::string& to,
+                               const Progress& progress) = 0;
 };
 
 }  // namespace kvmbus::vmm

@@ -12,6 +12,7 @@
 #include "vmm/guid/guid.h"
 #include "vmm/hvs/hvs_reader.h"
 #include "vmm/hvs/hvs_writer.h"
+#include "vmm/os/clock.h"
 #include "vmm/os/file.h"
 #include "vmm/text/letter_case.h"
 
@@ -77,6 +78,18 @@ Key StateMirrorOf(const Key& tree) {
     if (key != nullptr) mirror.Make("configuration/" + path) = *key;
   }
   return mirror;
+}
+
+Result<void> WriteConfigFile(FileOperations& files, const config::Vm& vm, Key tree) {
+  const std::string path = ConfigFileOf(vm);
+  WriteVmTree(vm, FiletimeOfRealtime(SystemClock().RealtimeNs()), &tree);
+  const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
+  TRY_VOID(files.Replace(path, content));
+  // The mirror once: afterwards it may be a saved state.
+  if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() ||
+      FileExists(StateFileOf(vm)))
+    return {};
+  return files.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
 }
 
 std::string IdOfConfigFile(const std::string& name) {

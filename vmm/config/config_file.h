@@ -6,6 +6,7 @@
 #include <string>
 
 #include "config/vm.pb.h"
+#include "vmm/config/file_operations.h"
 #include "vmm/config/vm_tree.h"
 #include "vmm/hvs/key_tree.h"
 #include "vmm/result/result.h"
@@ -30,6 +31,10 @@ Result<ConfigFile> ReadConfigFile(const std::string& path);
 
 /// What a .vmrs says of a machine that is off: a few keys of its configuration.
 Key StateMirrorOf(const Key& tree);
+
+/// Where a configuration of that id and version belongs, with the mirror of one that is off. What
+/// `tree` has and we do not know stays.
+Result<void> WriteConfigFile(FileOperations& files, const config::Vm& vm, Key tree);
 
 /// "<ID>" of "<ID>.vmcx" or "<ID>.xml"; "" if that is no GUID in upper case, or for another ending.
 std::string IdOfConfigFile(const std::string& name);

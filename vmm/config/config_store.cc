@@ -7,8 +7,6 @@
 #include "vmm/config/config_registry.h"
 #include "vmm/config/config_upgrade.h"
 #include "vmm/config/vm_files.h"
-#include "vmm/config/vm_tree.h"
-#include "vmm/os/clock.h"
 #include "vmm/os/file.h"
 
 namespace kvmbus::vmm {
@@ -89,10 +87,7 @@ class FileConfigStore final : public ConfigStore {
                          "'{}' is there already, and no virtual machine's; move it away", path);
       tree = TRY(ReadConfigTree(path));
     }
-    WriteVmTree(vm, FiletimeOfRealtime(SystemClock().RealtimeNs()), &tree);
-    const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
-    TRY_VOID(files_.Replace(path, content));
-    TRY_VOID(WriteMirror(vm, tree));
+    TRY_VOID(WriteConfigFile(files_, vm, std::move(tree)));
     if (vm.has_checkpoint()) return {};
     const auto known = registry_.machines().find(vm.id());
     if (known != registry_.machines().end() && known->second == path) return {};
@@ -107,14 +102,6 @@ class FileConfigStore final : public ConfigStore {
   }
   /// Machines there, registered or not.
   std::vector<std::string> OwnFiles() const { return ConfigFilesIn(MachinesFolderOf(Own())); }
-
-  /// Once: afterwards it may be a saved state.
-  Result<void> WriteMirror(const config::Vm& vm, const Key& tree) {
-    if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() ||
-        FileExists(StateFileOf(vm)))
-      return {};
-    return files_.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
-  }
 
   void ListCheckpoints(const std::string& folder, Listing* listing) {
     std::map<std::string, std::string> versions;

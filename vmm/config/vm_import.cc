@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "vmm/config/config_file.h"
@@ -12,11 +13,14 @@
 #include "vmm/config/vm_files.h"
 #include "vmm/config/vm_tree_keys.h"
 #include "vmm/guid/guid.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kMaxParents = 128;  ///< twice as many as checkpoints can make
 
 /// After all symbolic links; nullopt if it is not there.
 std::optional<fs::path> RealPath(const fs::path& path) {
@@ -80,18 +84,17 @@ class Planner {
     const std::string file = TRY(FindFile());
     for (const std::string& folder : options_.folders) TRY_VOID(folders_.Add(folder));
     VmOfTree read = TRY(Read(file));
-    plan_.vm = std::move(read.vm);
     plan_.incompatibilities = std::move(read.incompatibilities);
-    if (plan_.vm.has_checkpoint())
+    if (read.vm.has_checkpoint())
       return MakeError(Code::kInvalidArgument, "'{}' is a checkpoint's; import its machine",
                        options_.file);
-    plan_.vm.set_folder(folder_.string());
-    if (!options_.name.empty()) plan_.vm.set_name(options_.name);
-    CheckPlace(file);
-    FitAll(&plan_.vm);
+    read.vm.set_folder(folder_.string());
+    plan_.machine.file = file;
+    plan_.machine.before = std::move(read.vm);
+    CheckPlace();
+    FitAll(&plan_.machine.before);
     TRY_VOID(Checkpoints());
-    plan_.vm.set_generation_id(Guid::Random().ToBytes());
-    if (plan_.vm.scsi_controllers() == 0) plan_.vm.set_scsi_controllers(1);
+    MakeNew();
     if (plan_.obstacles.empty()) Validate();
     return std::move(plan_);
   }
@@ -127,13 +130,20 @@ class Planner {
     return TRY_CTX(ReadVmTree(tree), "configuration '{}'", path);
   }
 
-  void CheckPlace(const std::string& file) {
-    const config::Vm& vm = plan_.vm;
-    if (vm.version() != kVersion50 && vm.version() != kVersion62)
-      Obstacle("make a virtual machine of 6.2 around its disks ('vmctl vm create')",
+  bool IsCopied() const { return options_.mode != ImportMode::kRegister; }
+
+  void CheckPlace() {
+    const auto& [file, vm, unused] = plan_.machine;
+    if (IsCopied()) return;
+    if (!Runs(vm.version()))
+      Obstacle("import a copy of it (--copy or --restore), which gets version 6.2",
                "its files cannot be used where they are in version {}", vm.version());
     else if (ConfigFileOf(vm) != file)
-      Obstacle("rename it", "'{}' should be '{}'", file, ConfigFileOf(vm));
+      Obstacle("rename it, or import a copy", "'{}' should be '{}'", file, ConfigFileOf(vm));
+  }
+
+  static bool Runs(const std::string& version) {
+    return version == kVersion50 || version == kVersion62;
   }
 
   /// Of the machine and of its checkpoints: every file that is named.
@@ -152,6 +162,11 @@ class Planner {
       vm->mutable_serial()->clear_com1();
     }
     if (!vm->saved()) return;
+    if (!Runs(vm->version())) {
+      Loses("it starts anew", "{}saved memory of version {}", whose, vm->version());
+      vm->set_saved(false);
+      return;
+    }
     if (folders_.Find(StateFileOf(*vm)) == StateFileOf(*vm) &&
         folders_.Find(MemoryFileOf(*vm)) == MemoryFileOf(*vm))
       return;
@@ -168,6 +183,7 @@ class Planner {
     const auto found = folders_.Find(disk->path());
     if (found) {
       disk->set_path(*found);
+      if (disk->kind() != config::DVD) FitParents(whose, *found);
     } else if (disk->kind() == config::DVD) {
       Loses("insert one", "{}disc '{}', which is in none of the folders", whose, disk->path());
       disk->clear_path();
@@ -175,6 +191,30 @@ class Planner {
       Obstacle("give its folder with --folder", "{}disk '{}' is in none of the folders", whose,
                disk->path());
     }
+  }
+
+  /// A stranger's image may stand on any file that it names.
+  void FitParents(const std::string& whose, const std::string& disk) {
+    if (!options_.parent_of) return;
+    std::string file = disk;
+    for (int depth = 0; depth < kMaxParents; ++depth) {
+      const auto parent = options_.parent_of(file);
+      if (!parent.ok()) {
+        Obstacle("put it beside the disk, or link the disk to it with 'vmctl disk reparent'",
+                 "{}what disk '{}' stands on: {}", whose, file, parent.error().ToString());
+        return;
+      }
+      if (parent->empty()) return;
+      if (folders_.Find(*parent) != *parent) {
+        Obstacle("give its folder with --folder",
+                 "{}'{}', on which disk '{}' stands, is in none of the folders", whose, *parent,
+                 file);
+        return;
+      }
+      file = *parent;
+    }
+    Obstacle("merge some of them", "{}disk '{}' stands on more than {} others", whose, disk,
+             kMaxParents);
   }
 
   /// Files that would be deleted or written.
@@ -202,7 +242,8 @@ class Planner {
   }
 
   Result<void> Checkpoints() {
-    for (const std::string& path : ConfigFilesIn(CheckpointsFolderOf(plan_.vm))) {
+    const config::Vm& machine = plan_.machine.before;
+    for (const std::string& path : ConfigFilesIn(CheckpointsFolderOf(machine))) {
       const auto real = folders_.Find(path);
       if (real != path) continue;  // a link to somewhere else
       auto read = Read(path);
@@ -210,22 +251,59 @@ class Planner {
         Obstacle("move it away, if it is of another machine", "{}", read.error().ToString());
         continue;
       }
-      if (!read->vm.has_checkpoint() || read->vm.id() != plan_.vm.id()) continue;
+      if (!read->vm.has_checkpoint() || read->vm.id() != machine.id()) continue;
       config::Vm checkpoint = std::move(read->vm);
       checkpoint.set_folder(folder_.string());
-      if (ConfigFileOf(checkpoint) != path || checkpoint.version() != plan_.vm.version()) {
+      if (ConfigFileOf(checkpoint) != path || checkpoint.version() != machine.version()) {
         Obstacle("move it away", "checkpoint '{}' is of version {}, or has another name", path,
                  checkpoint.version());
         continue;
       }
       FitAll(&checkpoint);
-      plan_.checkpoints.push_back(std::move(checkpoint));
+      plan_.checkpoints.push_back({path, std::move(checkpoint), {}});
     }
     return {};
   }
 
+  /// What is to be of it all.
+  void MakeNew() {
+    config::Vm& vm = plan_.machine.vm;
+    vm = plan_.machine.before;
+    if (!options_.name.empty()) vm.set_name(options_.name);
+    if (options_.mode == ImportMode::kCopy) vm.set_id(NewId());
+    vm.set_generation_id(Guid::Random().ToBytes());
+    if (vm.scsi_controllers() == 0) vm.set_scsi_controllers(1);
+    std::map<std::string, std::string> ids;  // of checkpoints, by those that they had
+    for (ImportedConfig& checkpoint : plan_.checkpoints) {
+      checkpoint.vm = checkpoint.before;
+      const std::string& id = checkpoint.vm.checkpoint().id();
+      ids[id] = options_.mode == ImportMode::kCopy ? NewId() : id;
+    }
+    const auto renamed = [&ids](const std::string& id) {
+      const auto known = ids.find(id);
+      return known == ids.end() ? "" : known->second;
+    };
+    vm.set_parent_checkpoint(renamed(vm.parent_checkpoint()));
+    MakeNewPlace(&vm);
+    for (ImportedConfig& checkpoint : plan_.checkpoints) {
+      config::Checkpoint& about = *checkpoint.vm.mutable_checkpoint();
+      checkpoint.vm.set_id(vm.id());
+      about.set_id(renamed(about.id()));
+      about.set_parent(renamed(about.parent()));
+      MakeNewPlace(&checkpoint.vm);
+    }
+  }
+
+  void MakeNewPlace(config::Vm* vm) const {
+    if (!IsCopied()) return;
+    if (!Runs(vm->version())) vm->set_version(kVersion62);
+    vm->set_folder(NormalFolder(options_.destination) + "/" + plan_.machine.vm.name());
+  }
+
+  static std::string NewId() { return UpperCase(Guid::Random().ToString()); }
+
   void Validate() {
-    if (const auto valid = ValidateConfig(plan_.vm); !valid.ok())
+    if (const auto valid = ValidateConfig(plan_.machine.vm); !valid.ok())
       Obstacle("change it where it comes from", "{}", valid.error().ToString());
   }
 

@@ -53,12 +53,12 @@ TEST_F(VmImport, DisksAreFoundByTheirNames) {
   Put(CheckpointOf(vm_, 1));
   const ImportPlan plan = Plan();
   EXPECT_EQ(Text(plan.obstacles), "");
-  EXPECT_EQ(plan.vm.disks(0).path(), folder_ + "/in/Virtual Hard Disks/a.vhdx");
-  EXPECT_EQ(plan.vm.id(), vm_.id());
-  EXPECT_EQ(plan.vm.folder(), folder_ + "/in");
-  EXPECT_NE(plan.vm.generation_id(), vm_.generation_id());
+  EXPECT_EQ(plan.machine.vm.disks(0).path(), folder_ + "/in/Virtual Hard Disks/a.vhdx");
+  EXPECT_EQ(plan.machine.vm.id(), vm_.id());
+  EXPECT_EQ(plan.machine.vm.folder(), folder_ + "/in");
+  EXPECT_NE(plan.machine.vm.generation_id(), vm_.generation_id());
   ASSERT_EQ(plan.checkpoints.size(), 1u);
-  EXPECT_EQ(plan.checkpoints[0].disks(0).path(), plan.vm.disks(0).path());
+  EXPECT_EQ(plan.checkpoints[0].vm.disks(0).path(), plan.machine.vm.disks(0).path());
 }
 
 TEST_F(VmImport, NothingOutsideOfTheFoldersIsUsed) {
@@ -114,7 +114,7 @@ TEST_F(VmImport, WhatWouldBeWrittenOrDeletedIsNotTaken) {
   Put(vm_);
   Put(CheckpointOf(vm_, 1));
   const ImportPlan plan = Plan();
-  for (const config::Vm& vm : {plan.vm, plan.checkpoints.at(0)}) {
+  for (const config::Vm& vm : {plan.machine.vm, plan.checkpoints.at(0).vm}) {
     EXPECT_EQ(vm.SerializeAsString().find("secret"), std::string::npos);
     EXPECT_FALSE(vm.saved());
   }
@@ -135,9 +135,10 @@ TEST_F(VmImport, OtherFoldersCanBeGiven) {
   const auto plan = PlanImport(options);
   ASSERT_TRUE(plan.ok());
   EXPECT_EQ(Text(plan->obstacles), "");
-  EXPECT_EQ(plan->vm.disks(0).path(), folder_ + "/disks/b.vhdx");
-  EXPECT_EQ(plan->vm.name(), "renamed");
-  EXPECT_EQ(plan->vm.firmware().kernel(), "/boot/vmlinuz") << "the caller's own may be anywhere";
+  EXPECT_EQ(plan->machine.vm.disks(0).path(), folder_ + "/disks/b.vhdx");
+  EXPECT_EQ(plan->machine.vm.name(), "renamed");
+  EXPECT_EQ(plan->machine.vm.firmware().kernel(), "/boot/vmlinuz")
+      << "the caller's own may be anywhere";
   options.folders = {folder_ + "/none"};
   EXPECT_EQ(PlanImport(options).error().code(), Code::kNotFound);
 }
@@ -146,7 +147,7 @@ TEST_F(VmImport, ASavedStateOfOursIsKept) {
   vm_.set_saved(true);
   Put(vm_);
   Write(StateFileOf(vm_), "memory");
-  EXPECT_TRUE(Plan().vm.saved());
+  EXPECT_TRUE(Plan().machine.vm.saved());
 }
 
 TEST_F(VmImport, NewerVersionsAndOtherNamesAreInTheWay) {
@@ -179,12 +180,12 @@ TEST_F(VmImport, AnImportedMachineIsTheStores) {
   Put(vm_);
   const ImportPlan plan = Plan();
   const auto store = Store();
-  EXPECT_EQ(store->Save(plan.vm).error().code(), Code::kAlreadyExists);
-  ASSERT_TRUE(store->Adopt(plan.vm).ok());
+  EXPECT_EQ(store->Save(plan.machine.vm).error().code(), Code::kAlreadyExists);
+  ASSERT_TRUE(store->Adopt(plan.machine.vm).ok());
   const auto listing = List();
   EXPECT_EQ(Damage(listing), "");
   ASSERT_EQ(listing.vms.size(), 1u);
-  EXPECT_EQ(listing.vms[0].disks(0).path(), plan.vm.disks(0).path());
+  EXPECT_EQ(listing.vms[0].disks(0).path(), plan.machine.vm.disks(0).path());
 }
 
 }  // namespace

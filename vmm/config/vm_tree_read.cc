@@ -105,7 +105,7 @@ class Reader {
                        VersionName(version), kVersion50, kVersion62, kNewestReadVersion);
     vm_.set_version(VersionName(version));
     if (version != kVersionNumber50 && version != kVersionNumber62)
-      Cannot("make one of 6.2 around its disks ('vmctl vm create')", "configuration version {}",
+      Cannot("a copy of it gets version 6.2 (--copy or --restore)", "configuration version {}",
              vm_.version());
     const std::string type = top_.StringOr("properties/type_id", "");
     if (type != "Virtual Machines" && type != "Snapshots")

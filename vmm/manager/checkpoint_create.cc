@@ -51,7 +51,7 @@ Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ende
   TRY_VOID(CheckDisks(vm));
   config::Job job = TRY(
       Begin(config::CREATE_CHECKPOINT, vm.id(), options.request_id, "a checkpoint is being made"));
-  job.set_checkpoint(UpperCase(Guid::Random().ToString()));
+  job.set_checkpoint(options.id.empty() ? UpperCase(Guid::Random().ToString()) : options.id);
   merger_.Suspend(vm.id(), [this, alive = alive_, job, options, ended = std::move(ended)] {
     if (*alive) PlanCreate(job, options, ended);
   });

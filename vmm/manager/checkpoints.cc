@@ -92,6 +92,7 @@ void Checkpoints::Recover() {
       jobs_.End(job.id(), Error(Code::kAborted, "vmmd was restarted; another job goes on with it"));
       continue;
     }
+    if (job.kind() == config::EXPORT_VM || job.kind() == config::IMPORT_VM) continue;  // Transfers
     if (!inventory_.Get(job.vm()).ok()) {
       jobs_.End(job.id(), Error(Code::kNotFound, "its virtual machine is not there any more"));
       continue;

@@ -24,13 +24,18 @@ namespace kvmbus::vmm {
 /// Home: the manager's loop, functions and callbacks. File work is done on a thread of its own.
 class Checkpoints {
  public:
-  enum class Kind { kStandard, kProduction };
+  enum class Kind {
+    kStandard,
+    kProduction,
+    kDisks,  ///< as a crash would leave them: no memory, file systems as they are
+  };
   struct CreateOptions {
     std::string vm;            ///< id
     std::string name;          ///< "": the default
     std::string request_id;    ///< asked for again, it is the same job
     std::optional<Kind> kind;  ///< none: as the VM's policy says
     bool automatic = false;
+    std::string id;  ///< "": a new one
   };
   using Ended = std::function<void(const Result<void>&)>;
 
@@ -49,6 +54,9 @@ class Checkpoints {
                              const std::string& request_id, Ended ended);
   Result<void> Rename(const std::string& vm, const std::string& checkpoint,
                       const std::string& name);
+
+  /// For others who use image files of a VM.
+  ImageWorker& image_worker() { return merger_; }
 
   /// Starts the VM. One with automatic checkpoints gets one first, in place of the last one.
   void Start(const std::string& vm, Ended ended);

@@ -120,6 +120,14 @@ Result<std::string> Inventory::Create(config::Vm vm) {
     return MakeError(Code::kInvalidArgument,
                      "'{}': a new virtual machine has neither a saved state nor checkpoints",
                      vm.name());
+  TRY_VOID(CheckIsNew(vm));
+  TRY_VOID_CTX(store_->Save(vm), "storing '{}'", vm.name());
+  const std::string id = vm.id();
+  AddRecord(std::move(vm));
+  return id;
+}
+
+Result<void> Inventory::CheckIsNew(const config::Vm& vm) const {
   for (const auto& [id, record] : records_) {
     if (id == vm.id() || record->config.name() == vm.name())
       return MakeError(
@@ -127,15 +135,28 @@ Result<std::string> Inventory::Create(config::Vm vm) {
           "a virtual machine named '{}' exists already (id {}); choose another name or delete it",
           record->config.name(), id);
   }
-  TRY_VOID_CTX(store_->Save(vm), "storing '{}'", vm.name());
+  return {};
+}
+
+void Inventory::AddRecord(config::Vm vm) {
   const std::string id = vm.id();
   auto record = std::make_unique<Record>();
-  record->config = std::move(vm);
-  record->status.set_state(worker::OFF);
+  record->status.set_state(RestStateOf(vm));
   record->status.set_vm_id(id);
+  record->config = std::move(vm);
   records_[id] = std::move(record);
   Notify(id);
-  return id;
+}
+
+Result<void> Inventory::Register(const config::Vm& vm, const std::vector<config::Vm>& checkpoints) {
+  TRY_VOID(CheckIsNew(vm));
+  // Without its entry in the list nobody's files have changed but for paths.
+  for (const config::Vm& checkpoint : checkpoints)
+    TRY_VOID_CTX(store_->Save(checkpoint), "storing a checkpoint of '{}'", vm.name());
+  TRY_VOID_CTX(store_->Adopt(vm), "storing '{}'", vm.name());
+  AddRecord(vm);
+  LoadCheckpoints(checkpoints);
+  return {};
 }
 
 Result<void> Inventory::Delete(const std::string& id) {

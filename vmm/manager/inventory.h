@@ -13,7 +13,6 @@
 #include "config/vm.pb.h"
 #include "vmm/checkpoint/checkpoint_tree.h"
 #include "vmm/config/config_store.h"
-#include "vmm/config/vm_import.h"
 #include "vmm/event/loop.h"
 #include "vmm/hypervisor/host_requirement.h"
 #include "vmm/manager/disk_owners.h"
@@ -57,9 +56,10 @@ class Inventory {
   /// Fills in defaults, checks, stores. kAlreadyExists for a name or id that is taken.
   Result<std::string> Create(config::Vm vm);
   Result<void> Delete(const std::string& id);
-  /// A machine of somebody else's, registered where it is with its checkpoints, unless there are
-  /// obstacles or it is only `compared`.
-  Result<ImportPlan> Import(const ImportOptions& options, bool compare);
+  /// kAlreadyExists: another one has its id or its name.
+  Result<void> CheckIsNew(const config::Vm& vm) const;
+  /// A machine of somebody else's, whose files are where its folder says, with its checkpoints.
+  Result<void> Register(const config::Vm& vm, const std::vector<config::Vm>& checkpoints);
   /// To configuration version 6.2, with its checkpoints, while it is off. Saved memory goes, which
   /// must be agreed to.
   Result<void> Upgrade(const std::string& id, bool discard_saved_states);
@@ -118,12 +118,14 @@ class Inventory {
   Subscription Subscribe(std::function<void(const std::string& id)> changed);
 
   const std::vector<HostRequirement> CheckHost() const { return options_.check_host(); }
+  const std::string& state_dir() const { return options_.state_dir; }
 
  private:
   struct Record;
 
   Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store);
   void Load(const ConfigStore::Listing& listing);
+  void AddRecord(config::Vm vm);
   void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
   void Adopt(Record& record);
   Record* Find(const std::string& id) const;

@@ -85,7 +85,7 @@ TEST_F(InventoryTest, AMachineIsUpgradedOnce) {
   EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/state/Virtual Machines"));
 }
 
-TEST_F(InventoryTest, AMachineIsImportedWhereItIs) {
+TEST_F(InventoryTest, AMachineIsRegisteredWhereItIs) {
   // Made here, then forgotten: as it would come from elsewhere.
   std::filesystem::create_directories(folder_ + "/in");
   std::ofstream(folder_ + "/in/kernel") << "kernel";
@@ -96,18 +96,13 @@ TEST_F(InventoryTest, AMachineIsImportedWhereItIs) {
   config::Vm checkpoint = inventory_->Get(id)->config;
   checkpoint.mutable_checkpoint()->set_id("0AA394FA-7C4A-4070-BA32-773D43B28A68");
   ASSERT_TRUE(inventory_->Store(checkpoint).ok());
-  ImportOptions options;
-  options.file = vm.folder() + "/Virtual Machines/" + id + ".vmcx";
-  const auto twice = inventory_->Import(options, false);
-  ASSERT_FALSE(twice.ok());
-  EXPECT_NE(twice.error().ToString().find("has its id"), std::string::npos);
+  vm = inventory_->Get(id)->config;
+  EXPECT_EQ(inventory_->Register(vm, {checkpoint}).error().code(), Code::kAlreadyExists);
   std::filesystem::remove(folder_ + "/state/data.vmcx");
   Open();
   ASSERT_TRUE(inventory_->List().empty());
-  ASSERT_TRUE(inventory_->Import(options, true).ok());
-  EXPECT_TRUE(inventory_->List().empty()) << "only compared";
-  const auto plan = inventory_->Import(options, false);
-  ASSERT_TRUE(plan.ok()) << plan.error().ToString();
+  const auto registered = inventory_->Register(vm, {checkpoint});
+  ASSERT_TRUE(registered.ok()) << registered.error().ToString();
   for (int i = 0; i < 2; ++i, Open()) {
     EXPECT_EQ(inventory_->Get(id)->config.name(), "one");
     EXPECT_EQ(inventory_->Checkpoints(id).size(), 1u);

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines that leave a host as files, and come to one."""
+
+import json
+import os
+import shutil
+import subprocess
+
+from service import Vm
+from suite import eventually, expect, expect_equal, group
+from test_checkpoints import Mark, TreeGroup, checkpoints, no_merge_is_owed
+
+
+class Copy(Vm):
+    """A machine that was imported; no other one is made for it."""
+
+    def __init__(self, service, name):  # pylint: disable=super-init-not-called
+        self.service, self.name, self.console = service, name, None
+
+
+@group
+class Transfers(TreeGroup):
+    """A guest of two processors and two disks that is exported while it runs; its copies go on from there."""
+
+    def set_up(self):
+        super().set_up()
+        self.out = f"{self.context.scratch}/out"
+        os.makedirs(self.out, exist_ok=True)
+
+    def export(self, *options):
+        shutil.rmtree(f"{self.out}/tree", ignore_errors=True)
+        self.service.vmctl("vm", "export", "tree", self.out, *options)
+
+    def import_copy(self, name):
+        """Its disc stays where it is."""
+        file = f"{self.out}/tree/Virtual Machines/{self.vm.show()['id']}.vmcx"
+        self.service.vmctl("vm", "import", file, "--copy", "--name", name, "--folder", self.image)
+        return Copy(self.service, name)
+
+    def discard(self, copy):
+        folder = copy.show()["folder"]
+        copy.remove()
+        shutil.rmtree(folder)
+
+    def expect_sound(self, folder):
+        images = [f"{folder}/Virtual Hard Disks/{name}" for name in os.listdir(f"{folder}/Virtual Hard Disks")]
+        expect(len(images) >= 2, f"images in {folder}: {images}")
+        for image in images:
+            self.service.vmctl("disk", "check", image)
+            if shutil.which("7zz"):
+                done = subprocess.run(["7zz", "t", "-tvhdx", image], capture_output=True, text=True, check=False)
+                expect("Everything is Ok" in done.stdout, f"7zz t {image}: {done.stdout[-300:]}{done.stderr}")
+
+    def test_a_copy_of_a_running_guest_goes_on_beside_it(self):
+        count = self.mark.write("exported")
+        self.export()
+        self.mark.check("exported", count)
+        expect_equal(checkpoints(self.service, "tree"), [], "checkpoints of the export's own")
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        expect_equal([disk["path"] for disk in self.vm.show()["disks"]][:2], [self.disk, self.other], "its disks")
+        self.expect_sound(f"{self.out}/tree")
+        copy = self.import_copy("copy")
+        shutil.rmtree(f"{self.out}/tree")
+        shown, origin = copy.show(), self.vm.show()
+        expect_equal(shown["state"], "Saved", "state of the copy")
+        for key in ("id", "generation_id"):
+            expect(shown[key] != origin[key], f"the copy has the same {key}")
+        copy.start()
+        Mark(copy).check("exported", count)
+        self.mark.check("exported", count)
+        self.discard(copy)
+
+    def test_checkpoints_come_along(self):
+        self.create("first")
+        count = self.mark.write("second")
+        self.export()
+        copy = self.import_copy("copy")
+        expect_equal([entry["name"] for entry in checkpoints(self.service, "copy")], ["first"], "checkpoints")
+        copy.start()
+        Mark(copy).check("second", count)
+        self.service.vmctl("checkpoint", "apply", "copy", "first")
+        copy.start()
+        Mark(copy).check("first", self.counts["first"])
+        self.discard(copy)
+
+    def test_a_checkpoint_is_exported_alone(self):
+        self.mark.write("later")
+        self.export("--checkpoint", "first")
+        self.expect_sound(f"{self.out}/tree")
+        copy = self.import_copy("alone")
+        expect_equal(checkpoints(self.service, "alone"), [], "checkpoints")
+        copy.start()
+        Mark(copy).check("first", self.counts["first"])
+        self.discard(copy)
+
+    def test_the_disks_alone_are_those_of_a_crash(self):
+        self.mark.write("crash")
+        self.export("--capture", "crash-consistent")
+        copy = self.import_copy("crash")
+        expect_equal(copy.show()["state"], "Off", "state")
+        copy.boot("initramfs")
+        copy.run("tools && mkdir -p /mnt && mount $(lun 0) /mnt")
+        expect_equal(copy.run("cat /mnt/name"), "crash", "the name on the disk")
+        self.discard(copy)
+
+    def test_what_cannot_be_is_refused(self):
+        os.makedirs(f"{self.out}/tree", exist_ok=True)
+        _, line = self.service.refused("vm", "export", "tree", self.out)
+        expect("is there already" in line, f"no reason in: {line}")
+        os.rmdir(f"{self.out}/tree")
+        _, line = self.service.refused("vm", "export", "tree", f"{self.out}/none")
+        expect("no folder" in line, f"no reason in: {line}")
+        self.export("--capture", "crash-consistent")
+        file = f"{self.out}/tree/Virtual Machines/{self.vm.show()['id']}.vmcx"
+        _, line = self.service.refused("vm", "import", file, "--restore", "--name", "other")
+        expect("--copy" in line, f"no remedy in: {line}")
+        jobs = json.loads(self.service.vmctl("--format", "json", "job", "list"))
+        expect({"export", "import"} <= {job["kind"] for job in jobs}, f"jobs: {jobs}")
