@@ -18,7 +18,8 @@ Result<void> Board::Restore(std::function<void(const Error&)> failed) {
   const std::string& state = files.front();
   vmm::SavedState saved =
       TRY(vmm::SavedState::Open({state, files.size() == 1 ? "" : files.back()}, *memory_));
-  if (saved.machine.fdt != fdt_)
+  auto was = TRY_CTX(vmm::FromFdt(saved.machine.fdt), "saved state '{}'", state);
+  if (!vmm::CanGoOnAs(std::move(was), TRY(vmm::FromFdt(fdt_))))
     return vmm::MakeError(Code::kFailedPrecondition,
                           "it was saved with other hardware than it has now; give it the same "
                           "again, or delete the saved state ('{}')",

@@ -192,4 +192,9 @@ Result<MachineDescription> FromFdt(std::string_view bytes) {
   return machine;
 }
 
+bool CanGoOnAs(MachineDescription saved, const MachineDescription& now) {
+  saved.vm_id = now.vm_id;
+  return saved == now;
+}
+
 }  // namespace kvmbus::vmm

@@ -43,4 +43,7 @@ std::string ToFdt(const MachineDescription& machine);
 /// Refuses what is not a device tree, or not one of ours (kDataLoss).
 Result<MachineDescription> FromFdt(std::string_view fdt);
 
+/// Whether a saved machine goes on as `now`: it is the same board. A copy has an id of its own.
+bool CanGoOnAs(MachineDescription saved, const MachineDescription& now);
+
 }  // namespace kvmbus::vmm

@@ -42,6 +42,15 @@ TEST(DescriptionTest, OffersAndTheirInstancesAreAbi) {
             "scsi/1 kvmbus,scsi f8b3781b-1e82-4818-a1c3-63d806ec15bb\n");
 }
 
+TEST(DescriptionTest, ACopyGoesOnUnderItsOwnId) {
+  const MachineDescription saved = CompileMachine(Sample());
+  config::Vm now = Sample();
+  now.set_id("00112233-4455-6677-8899-AABBCCDDEEFF");
+  EXPECT_TRUE(CanGoOnAs(saved, CompileMachine(now)));
+  now.set_vcpu_count(8);
+  EXPECT_FALSE(CanGoOnAs(saved, CompileMachine(now)));
+}
+
 TEST(DescriptionTest, MemoryMapIsAbi) {
   const MemoryLayout layout = ComputeMemoryLayout(8ull << 30);
   ASSERT_EQ(layout.ram.size(), 2u);
