@@ -5,80 +5,22 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
 
+#include "tests/fakes/fake_worker.h"
 #include "vmm/config/limits.h"
 #include "vmm/os/file.h"
-#include "vmm/os/unix_socket.h"
 
 namespace kvmbus::vmm {
 namespace {
 
+using tests::FakeWorker;
+
 constexpr const char* kId = "11111111-2222-3333-4444-555555555555";
-
-/// A worker's control socket; `answer` gives the reply, or nullopt and the worker hangs up.
-class FakeWorker {
- public:
-  using Answer = std::function<std::optional<worker::Reply>(const worker::Request&)>;
-
-  FakeWorker(Loop& loop, const std::string& path, Answer answer)
-      : loop_(loop), listener_(ListenUnix(path).value()), answer_(std::move(answer)) {
-    (void)loop_.Watch(listener_.get(), EPOLLIN, [this](uint32_t) {
-      client_ = AcceptUnix(listener_.get());
-      (void)loop_.Watch(client_.get(), EPOLLIN, [this](uint32_t) { Read(); });
-    });
-  }
-  ~FakeWorker() {
-    HangUp();
-    loop_.Unwatch(listener_.get());
-  }
-  void HangUp() {
-    if (!client_.valid()) return;
-    loop_.Unwatch(client_.get());
-    client_.Reset();
-  }
-
- private:
-  void Read() {
-    char buffer[8192];
-    const ssize_t n = ::recv(client_.get(), buffer, sizeof(buffer), 0);
-    if (n <= 0) return;
-    in_.append(buffer, static_cast<size_t>(n));
-    uint32_t size = 0;
-    while (in_.size() >= sizeof(size)) {
-      std::memcpy(&size, in_.data(), sizeof(size));
-      if (in_.size() < sizeof(size) + size) return;
-      worker::Message message;
-      ASSERT_TRUE(message.ParseFromString(in_.substr(sizeof(size), size)));
-      in_.erase(0, sizeof(size) + size);
-      auto reply = answer_(message.request());
-      if (!reply) return HangUp();
-      reply->set_id(message.request().id());
-      Send(*reply);
-    }
-  }
-  void Send(const worker::Reply& reply) {
-    worker::Message message;
-    *message.mutable_reply() = reply;
-    const std::string body = message.SerializeAsString();
-    const auto size = static_cast<uint32_t>(body.size());
-    std::string frame(reinterpret_cast<const char*>(&size), sizeof(size));
-    frame += body;
-    ASSERT_EQ(::send(client_.get(), frame.data(), frame.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(frame.size()));
-  }
-
-  Loop& loop_;
-  Fd listener_, client_;
-  Answer answer_;
-  std::string in_;
-};
 
 class DiskOperationsTest : public testing::Test {
  protected:

@@ -77,7 +77,7 @@ class Inventory {
   void Shutdown(const std::string& id, bool restart, bool force, Done done);
   /// `done` when the worker is gone.
   void TurnOff(const std::string& id, Done done);
-  /// Into the files of its configuration; `done` when it is Saved.
+  /// Into the files of its configuration; `done` when it is Saved. Merges of its disks stand aside.
   void Save(const std::string& id, Done done);
   /// A Saved one is Off afterwards, as if it had been turned off in place of saved.
   Result<void> DiscardSaved(const std::string& id);
@@ -133,6 +133,7 @@ class Inventory {
   void HoldAndLaunch(const std::string& id, Done done);
   void Launch(const std::string& id, Done done);
   // inventory_save.cc
+  void Capture(const std::string& id, Done done);
   void CommitSaved(Record& record);
   void ResumeRestored(Record& record);
   // inventory_shared.cc: disks that several virtual machines have.

@@ -39,10 +39,26 @@ Result<void> CheckNotSaved(const config::Vm& vm) {
 }
 
 void Inventory::Save(const std::string& id, Done done) {
+  if (auto reserved = Reserve(id, "it is being saved"); !reserved.ok()) return done(reserved);
+  const Done ended = [this, alive = alive_, id,
+                      done = std::move(done)](const Result<void>& result) {
+    if (!*alive) return;
+    Release(id);
+    done(result);
+    if (*alive && image_worker_ != nullptr) image_worker_->Resume(id);
+  };
+  if (image_worker_ == nullptr) return Capture(id, ended);
+  // A disk that is being merged cannot be part of a saved state; when the worker is gone, the merge
+  // goes on here.
+  image_worker_->Suspend(id, [this, alive = alive_, id, ended] {
+    if (*alive) Capture(id, ended);
+  });
+}
+
+void Inventory::Capture(const std::string& id, Done done) {
   const Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
-  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
   worker::Request request;
   NameSavedState(record->config, request.mutable_capture());
   request.mutable_capture()->set_stop(true);

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// FakeWorker: a worker as vmmd sees it, which answers as the test tells it.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "vmm/event/loop.h"
+#include "vmm/os/fd.h"
+#include "vmm/os/unix_socket.h"
+#include "worker/worker.pb.h"
+
+namespace kvmbus::tests {
+
+/// A worker's control socket; `answer` gives the reply, or nullopt and the worker hangs up.
+class FakeWorker {
+ public:
+  using Answer = std::function<std::optional<worker::Reply>(const worker::Request&)>;
+
+  FakeWorker(vmm::Loop& loop, const std::string& path, Answer answer)
+      : loop_(loop), listener_(vmm::ListenUnix(path).value()), answer_(std::move(answer)) {
+    (void)loop_.Watch(listener_.get(), EPOLLIN, [this](uint32_t) {
+      client_ = vmm::AcceptUnix(listener_.get());
+      (void)loop_.Watch(client_.get(), EPOLLIN, [this](uint32_t) { Read(); });
+    });
+  }
+  ~FakeWorker() {
+    HangUp();
+    loop_.Unwatch(listener_.get());
+  }
+  void HangUp() {
+    if (!client_.valid()) return;
+    loop_.Unwatch(client_.get());
+    client_.Reset();
+  }
+
+ private:
+  void Read() {
+    char buffer[8192];
+    const ssize_t n = ::recv(client_.get(), buffer, sizeof(buffer), 0);
+    if (n <= 0) return;
+    in_.append(buffer, static_cast<size_t>(n));
+    uint32_t size = 0;
+    while (in_.size() >= sizeof(size)) {
+      std::memcpy(&size, in_.data(), sizeof(size));
+      if (in_.size() < sizeof(size) + size) return;
+      worker::Message message;
+      ASSERT_TRUE(message.ParseFromString(in_.substr(sizeof(size), size)));
+      in_.erase(0, sizeof(size) + size);
+      auto reply = answer_(message.request());
+      if (!reply) return HangUp();
+      reply->set_id(message.request().id());
+      Send(*reply);
+    }
+  }
+  void Send(const worker::Reply& reply) {
+    worker::Message message;
+    *message.mutable_reply() = reply;
+    const std::string body = message.SerializeAsString();
+    const auto size = static_cast<uint32_t>(body.size());
+    std::string frame(reinterpret_cast<const char*>(&size), sizeof(size));
+    frame += body;
+    ASSERT_EQ(::send(client_.get(), frame.data(), frame.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(frame.size()));
+  }
+
+  vmm::Loop& loop_;
+  vmm::Fd listener_, client_;
+  Answer answer_;
+  std::string in_;
+};
+
+}  // namespace kvmbus::tests

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// The manager's part of saving a machine, with a worker that answers as the test tells it.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+
+#include "tests/fakes/fake_worker.h"
+#include "vmm/config/limits.h"
+#include "vmm/manager/inventory.h"
+#include "vmm/os/file.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr const char* kId = "11111111-2222-3333-4444-555555555555";
+
+/// A merge that ends when the test says so.
+class SlowMerge final : public ImageWorker {
+ public:
+  void Suspend(const std::string&, std::function<void()> idle) override {
+    ++suspended;
+    if (!working) return idle();
+    idle_ = std::move(idle);
+  }
+  void Resume(const std::string&) override { --suspended; }
+  void StandAside() {
+    working = false;
+    std::exchange(idle_, nullptr)();
+  }
+
+  bool working = false;
+  int suspended = 0;
+
+ private:
+  std::function<void()> idle_;
+};
+
+class InventorySaveTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char folder[] = "/tmp/inventory-save-test-XXXXXX";
+    folder_ = ::mkdtemp(folder);
+    loop_ = Loop::Create().value();
+    vm_.set_id(kId);
+    vm_.set_name("one");
+    vm_.set_memory_bytes(uint64_t{1} << 30);
+    vm_.set_folder(folder_ + "/state");
+    vm_.mutable_firmware()->set_kernel("/kernel");
+    ApplyDefaults(&vm_);
+    process_ = ::fork();
+    if (process_ == 0) {
+      ::pause();
+      ::_exit(0);
+    }
+    ASSERT_TRUE(MakeFolders(folder_ + "/run/" + kId).ok());
+    worker_ = std::make_unique<tests::FakeWorker>(
+        *loop_, folder_ + "/run/" + kId + "/worker.sock",
+        [this](const worker::Request& request) { return Answer(request); });
+    ASSERT_TRUE(OpenFileConfigStore(folder_ + "/state").value()->Save(vm_).ok());
+    Inventory::Options options;
+    options.state_dir = folder_ + "/state";
+    options.run_dir = folder_ + "/run";
+    options.worker_path = "/bin/false";
+    options.check_host = [] { return std::vector<HostRequirement>(); };
+    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
+    inventory_->SetImageWorker(&merge_);
+    Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
+  }
+  void TearDown() override {
+    inventory_.reset();
+    worker_.reset();
+    ::kill(process_, SIGKILL);
+    ::waitpid(process_, nullptr, 0);
+    std::filesystem::remove_all(folder_);
+  }
+
+  worker::Reply Answer(const worker::Request& request) {
+    worker::Reply reply;
+    if (request.has_hello()) {
+      *reply.mutable_hello()->mutable_config() = vm_;
+      reply.mutable_hello()->mutable_status()->set_state(worker::RUNNING);
+      reply.mutable_hello()->mutable_status()->set_pid(static_cast<uint32_t>(process_));
+    } else if (request.has_capture()) {
+      ++captures_;
+      if (fails_)
+        reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kResourceExhausted));
+      else
+        reply.mutable_capture();
+    } else if (request.has_turn_off()) {
+      ::kill(process_, SIGKILL);
+    }
+    return reply;
+  }
+  void Turn(const std::function<bool()>& until) {
+    for (int i = 0; i < 500 && !until(); ++i) loop_->RunOnce(10);
+    ASSERT_TRUE(until());
+  }
+  void Save() {
+    result_.reset();
+    inventory_->Save(kId, [this](const Result<void>& saved) { result_ = saved; });
+  }
+
+  std::string folder_;
+  config::Vm vm_;
+  pid_t process_ = 0;
+  bool fails_ = false;
+  int captures_ = 0;
+  SlowMerge merge_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<tests::FakeWorker> worker_;
+  std::unique_ptr<Inventory> inventory_;
+  std::optional<Result<void>> result_;
+};
+
+TEST_F(InventorySaveTest, AMergeStandsAsideUntilTheMachineIsSaved) {
+  merge_.working = true;
+  Save();
+  for (int i = 0; i < 5; ++i) loop_->RunOnce(1);
+  EXPECT_EQ(captures_, 0) << "a disk of it is being merged";
+  merge_.StandAside();
+  Turn([this] { return result_.has_value(); });
+  EXPECT_TRUE(result_->ok());
+  EXPECT_EQ(captures_, 1);
+  EXPECT_EQ(merge_.suspended, 0) << "the merge goes on";
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::SAVED);
+  EXPECT_TRUE(inventory_->Get(kId)->config.saved());
+}
+
+TEST_F(InventorySaveTest, AMergeGoesOnAfterASaveThatFails) {
+  fails_ = true;
+  Save();
+  Turn([this] { return result_.has_value(); });
+  EXPECT_EQ(result_->error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(merge_.suspended, 0);
+  EXPECT_TRUE(inventory_->Reserve(kId, "nobody has it any more").ok());
+}
+
+TEST_F(InventorySaveTest, NothingElseChangesAMachineThatIsBeingSaved) {
+  merge_.working = true;
+  Save();
+  config::Disk disk;
+  disk.set_path("/disk.vhdx");
+  std::optional<Result<void>> attached;
+  inventory_->AttachDisk(kId, disk, [&](const Result<void>& result) { attached = result; });
+  ASSERT_TRUE(attached.has_value());
+  EXPECT_EQ(attached->error().code(), Code::kFailedPrecondition);
+  merge_.StandAside();
+  Turn([this] { return result_.has_value(); });
+  EXPECT_TRUE(result_->ok());
+}
+
+}  // namespace
+}  // namespace kvmbus::vmm
