@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cmd/vmm/capture_source.h"
 #include "cmd/vmm/console_server.h"
 #include "cmd/vmm/disk_change.h"
 #include "cmd/vmm/disk_reservations.h"
@@ -35,7 +36,7 @@
 namespace kvmbus::cmd {
 
 /// Home: the main loop.
-class Board {
+class Board final : public CaptureSource {
  public:
   struct Callbacks {
     vmm::Machine::Callbacks machine;
@@ -47,11 +48,11 @@ class Board {
                                                    const std::string& run_dir,
                                                    bool unsupported_without_slat, vmm::Loop& loop,
                                                    Callbacks callbacks);
-  ~Board();
+  ~Board() override;
 
-  vmm::Machine& machine() { return *machine_; }
+  vmm::Machine& machine() override { return *machine_; }
   const vmm::Machine& machine() const { return *machine_; }
-  const std::string& fdt() const { return fdt_; }
+  const std::string& fdt() const override { return fdt_; }
   std::string Heartbeat() const;
   std::string VmbusVersion() const;
 
@@ -94,15 +95,13 @@ class Board {
   /// In place of the machine's PowerOn: Paused as it was saved in the files of its configuration.
   /// `failed` is called when memory that is still to come cannot be read; nothing helps then.
   vmm::Result<void> Restore(std::function<void(const vmm::Error&)> failed);
-  /// Waits until all memory of a restored machine is there. Any thread.
-  void FinishLoading();
+  void FinishLoading() override;
   /// Whether the disks can have the children that are asked for, and none is left out that is
   /// written. kFailedPrecondition, kUnimplemented.
   vmm::Result<void> CheckChildren(const worker::CaptureRequest& request);
-  /// Of a stopped machine: the disk goes on in a new child.
-  vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun, const std::string& path);
-  /// Of a stopped machine: what its disks were given is durable.
-  vmm::Result<void> FlushDisks();
+  vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun,
+                                  const std::string& path) override;
+  vmm::Result<void> FlushDisks() override;
 
   /// After the machine is off: flushes and closes the disks.
   vmm::Result<void> Close();

@@ -10,9 +10,10 @@ using vmm::Code;
 using vmm::Error;
 using vmm::Result;
 
-StateCapture::StateCapture(vmm::Loop& loop, Board& board, worker::CaptureRequest request, Done done)
+StateCapture::StateCapture(vmm::Loop& loop, CaptureSource& source, worker::CaptureRequest request,
+                           Done done)
     : loop_(loop),
-      board_(board),
+      source_(source),
       request_(std::move(request)),
       thread_([this, done = std::move(done)] {
         vmm::NameThisThread("work/save");
@@ -25,6 +26,10 @@ StateCapture::StateCapture(vmm::Loop& loop, Board& board, worker::CaptureRequest
       }) {}
 
 StateCapture::~StateCapture() {
+  {
+    const std::lock_guard lock(mutex_);
+    gone_ = true;
+  }
   Cancel();
   thread_.join();
 }
@@ -42,19 +47,16 @@ Result<worker::CaptureReply> StateCapture::Run() {
   TRY_VOID(OnLoop([this] { return AtInstant(); }));
   if (writer_ != nullptr) {
     auto completed = Complete();
-    // The files are whole or not there; a guest that was to stay stopped runs on without them.
-    if (!completed.ok() && request_.stop())
-      (void)OnLoop([this] { return board_.machine().Resume(); });
+    if (request_.stop()) completed = OnLoop([this, completed] { return EndStop(completed); }, true);
     TRY_VOID(std::move(completed));
   }
-  if (request_.stop()) TRY_VOID(OnLoop([this] { return board_.machine().MarkSaved(); }));
   reply_.set_total_ns(clock.MonotonicNs() - start);
   return reply_;
 }
 
 Result<void> StateCapture::CopyLive() {
-  board_.FinishLoading();
-  vmm::Machine& machine = board_.machine();
+  source_.FinishLoading();
+  vmm::Machine& machine = source_.machine();
   writer_ = TRY(vmm::SavedStateWriter::Create({request_.state_path(), request_.memory_path()},
                                               machine.memory()));
   vmm::RamSaver::Options options;
@@ -68,40 +70,45 @@ Result<void> StateCapture::CopyLive() {
   return saver_->CopyLive();
 }
 
-Result<void> StateCapture::OnLoop(std::function<Result<void>()> task) {
-  loop_result_.reset();
-  loop_.Post([this, task = std::move(task), alive = std::weak_ptr<bool>(alive_)] {
+Result<void> StateCapture::OnLoop(std::function<Result<void>()> task, bool always) {
+  const auto is_over = [this, always] { return gone_ || (cancelled_ && !always); };
+  task_begun_ = false;
+  task_result_.reset();
+  loop_.Post([this, is_over, task = std::move(task), alive = std::weak_ptr<bool>(alive_)] {
     if (alive.expired()) return;
     {
       const std::lock_guard lock(mutex_);
-      if (cancelled_) return;
+      if (is_over()) return;
+      task_begun_ = true;
     }
     auto result = task();
     const std::lock_guard lock(mutex_);
-    loop_result_ = std::move(result);
+    task_result_ = std::move(result);
     changed_.notify_all();
   });
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return loop_result_.has_value() || cancelled_.load(); });
-  if (!loop_result_) return Error(Code::kCancelled, "cancelled");
-  return std::move(*loop_result_);
+  // What has begun has an end, whoever cancels meanwhile.
+  changed_.wait(lock, [&] { return task_result_.has_value() || (is_over() && !task_begun_); });
+  if (!task_result_) return Error(Code::kCancelled, "cancelled");
+  return std::move(*task_result_);
 }
 
 /// Stops the guest for the instant.
 Result<void> StateCapture::AtInstant() {
-  vmm::Machine& machine = board_.machine();
+  vmm::Machine& machine = source_.machine();
   // Of the disks alone, which are at rest by the guest's own doing: a pause would end that.
   if (writer_ == nullptr) return TakeInstant();
-  const bool running = machine.state() == vmm::MachineState::kRunning;
+  was_running_ = machine.state() == vmm::MachineState::kRunning;
   const uint64_t start = loop_.clock().MonotonicNs();
-  if (running) {
+  if (was_running_) {
     TRY_VOID(machine.Pause());
   } else if (machine.state() != vmm::MachineState::kPaused) {
     return vmm::MakeError(Code::kFailedPrecondition, "the virtual machine is {}",
                           vmm::MachineStateName(machine.state()));
   }
   auto taken = TakeInstant();
-  if (running && (!request_.stop() || !taken.ok())) {
+  if (taken.ok() && request_.stop()) taken = machine.BeginSaving();
+  if (was_running_ && (!request_.stop() || !taken.ok())) {
     auto resumed = machine.Resume();
     if (taken.ok()) taken = std::move(resumed);
   }
@@ -112,15 +119,15 @@ Result<void> StateCapture::AtInstant() {
 Result<void> StateCapture::TakeInstant() {
   if (writer_ != nullptr) {
     TRY_VOID(saver_->HoldRest());
-    machine_.devices = TRY(board_.machine().SaveUnits());
-    machine_.fdt = board_.fdt();
+    machine_.devices = TRY(source_.machine().SaveUnits());
+    machine_.fdt = source_.fdt();
     machine_.vm_version = request_.vm_version();
     machine_.checkpoint = request_.children_size() != 0;
   }
   for (const worker::CreateChildRequest& child : request_.children())
-    TRY_VOID(board_.SwitchToChild(child.controller(), child.lun(), child.path()));
+    TRY_VOID(source_.SwitchToChild(child.controller(), child.lun(), child.path()));
   // A saved machine goes on from what its disks have: it has to be there by then.
-  if (request_.stop()) TRY_VOID(board_.FlushDisks());
+  if (request_.stop()) TRY_VOID(source_.FlushDisks());
   return {};
 }
 
@@ -129,6 +136,16 @@ Result<void> StateCapture::Complete() {
   reply_.set_bytes_written(saver_->bytes_written());
   saver_.reset();
   return writer_->Publish(machine_);
+}
+
+/// The files are whole or not there; a guest that was to stay stopped runs on without them.
+Result<void> StateCapture::EndStop(Result<void> completed) {
+  vmm::Machine& machine = source_.machine();
+  if (completed.ok()) return machine.MarkSaved();
+  auto resumed = machine.GiveUpSaving();
+  if (resumed.ok() && was_running_) resumed = machine.Resume();
+  if (!resumed.ok()) spdlog::error("after a save that failed: {}", resumed.error().ToString());
+  return completed;
 }
 
 }  // namespace kvmbus::cmd

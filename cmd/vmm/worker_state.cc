@@ -44,6 +44,8 @@ void Worker::OnCapture(const worker::CaptureRequest& request, ControlServer::Rep
     return reply(Failed(Error(Code::kFailedPrecondition,
                               "the virtual machine is being saved or checkpointed already; wait "
                               "for the end of that, or cancel it")));
+  if (request.stop() && request.state_path().empty())
+    return reply(Failed(Error(Code::kInvalidArgument, "a file for the saved state is missing")));
   if (const auto can = board_->CheckChildren(request); !can.ok()) return reply(Failed(can.error()));
   capture_ = std::make_unique<StateCapture>(
       *loop_, *board_, request, [this, request, reply](const Result<worker::CaptureReply>& result) {

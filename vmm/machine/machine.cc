@@ -86,9 +86,20 @@ Result<void> Machine::PowerOnFrom(std::string_view stream) {
   return {};
 }
 
-Result<void> Machine::MarkSaved() {
+Result<void> Machine::BeginSaving() {
   TRY_VOID(CheckChange(state_, MachineState::kSaving));
   ChangeState(MachineState::kSaving);
+  return {};
+}
+
+Result<void> Machine::GiveUpSaving() {
+  if (state_ != MachineState::kSaving) return CheckChange(state_, MachineState::kPaused);
+  ChangeState(MachineState::kPaused);
+  return {};
+}
+
+Result<void> Machine::MarkSaved() {
+  TRY_VOID(CheckChange(state_, MachineState::kSaved));
   ChangeState(MachineState::kSaved);
   return {};
 }

@@ -57,7 +57,11 @@ class Machine final : public ExitHandler {
   Result<void> PowerOnFrom(std::string_view stream);
   Result<void> Pause();
   Result<void> Resume();
-  /// Of a Paused machine, when all of it is in files: what is left to be done is TurnOff.
+  /// Of a Paused machine whose state is being put into files: it does not change any more, unless
+  /// that is given up and it is Paused again.
+  Result<void> BeginSaving();
+  Result<void> GiveUpSaving();
+  /// Of one that is being saved, when all of it is in files: what is left to be done is TurnOff.
   Result<void> MarkSaved();
   /// Ends the machine at once, as pulling the plug does; Off when it returns.
   Result<void> TurnOff(Code code, std::string reason);

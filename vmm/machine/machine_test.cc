@@ -99,6 +99,24 @@ TEST_F(MachineTest, UnitsStartInOrderAndStopInReverse) {
   EXPECT_EQ(ended_, "turned off");
 }
 
+TEST_F(MachineTest, OneThatIsBeingSavedDoesNotChange) {
+  ASSERT_TRUE(machine_->PowerOn().ok());
+  EXPECT_FALSE(machine_->BeginSaving().ok()) << "it runs";
+  ASSERT_TRUE(machine_->Pause().ok());
+  EXPECT_FALSE(machine_->MarkSaved().ok()) << "nobody saves it";
+  EXPECT_FALSE(machine_->GiveUpSaving().ok());
+  ASSERT_TRUE(machine_->BeginSaving().ok());
+  EXPECT_FALSE(machine_->Resume().ok());
+  machine_->OnResetRequest("test");
+  loop_->RunOnce(0);
+  EXPECT_EQ(loads_, 1);
+  ASSERT_TRUE(machine_->GiveUpSaving().ok());
+  EXPECT_EQ(machine_->state(), S::kPaused);
+  ASSERT_TRUE(machine_->BeginSaving().ok());
+  ASSERT_TRUE(machine_->MarkSaved().ok());
+  ASSERT_TRUE(machine_->TurnOff(Code::kOk, "turned off").ok());
+}
+
 TEST_F(MachineTest, PulseKeepsStateAndMemory) {
   ASSERT_TRUE(machine_->PowerOn().ok());
   a_.value = 41;

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// CaptureSource: what a capture needs of a machine and its disks.
+#pragma once
+
+#include <string>
+
+#include "vmm/machine/machine.h"
+
+namespace kvmbus::cmd {
+
+/// Home: the main loop, but for FinishLoading.
+class CaptureSource {
+ public:
+  virtual ~CaptureSource() = default;
+  virtual vmm::Machine& machine() = 0;
+  virtual const std::string& fdt() const = 0;
+  /// Waits until all memory of a restored machine is there. Any thread.
+  virtual void FinishLoading() = 0;
+  /// Of a stopped machine: the disk goes on in a new child.
+  virtual vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun,
+                                          const std::string& path) = 0;
+  /// Of a stopped machine: what its disks were given is durable.
+  virtual vmm::Result<void> FlushDisks() = 0;
+};
+
+}  // namespace kvmbus::cmd
