@@ -46,6 +46,14 @@ worker::State ToProto(vmm::MachineState state) {
   return worker::STATE_UNSPECIFIED;
 }
 
+/// Requests that make another machine of it, or other files of its disks.
+bool ChangesMachine(worker::Request::CallCase call) {
+  using Call = worker::Request;
+  return call == Call::kPulse || call == Call::kAttachDisk || call == Call::kDetachDisk ||
+         call == Call::kInsertDvd || call == Call::kEjectDvd || call == Call::kResizeDisk ||
+         call == Call::kCreateChild || call == Call::kMergeDisk;
+}
+
 /// What a guest wrote, fit for a terminal: printable ASCII and line ends, the last `limit` bytes.
 std::string Sanitise(std::string_view text, size_t limit) {
   std::string clean;
@@ -188,6 +196,10 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
   worker::Reply answer;
   if (!board_ && request.call_case() != Call::kStatus && request.call_case() != Call::kHello)
     return reply(Failed(Error(Code::kUnavailable, "the virtual machine is still starting")));
+  if (capture_ != nullptr && ChangesMachine(request.call_case()))
+    return reply(Failed(Error(Code::kFailedPrecondition,
+                              "the virtual machine is being saved or checkpointed; wait for the "
+                              "end of that")));
   switch (request.call_case()) {
     case Call::kHello:
       answer.mutable_hello()->set_protocol(kProtocol);
@@ -256,9 +268,6 @@ Result<void> Worker::Pulse(uint32_t count) {
   if (count == 0 || count > kPulseLimit)
     return vmm::MakeError(Code::kInvalidArgument, "{} pulses; 1 to {} are allowed", count,
                           kPulseLimit);
-  if (capture_ != nullptr)
-    return Error(Code::kFailedPrecondition,
-                 "the virtual machine is being saved or checkpointed; wait for the end of that");
   board_->FinishLoading();
   for (uint32_t i = 0; i < count; ++i)
     TRY_VOID_CTX(board_->machine().Pulse(), "pulse {} of {}", i + 1, count);

@@ -203,7 +203,8 @@ void Checkpoints::AwaitCapture(const config::Job& job) {
     Undo(job, Error(Code::kAborted, "it was not whole when vmmd ended, or its virtual machine did"),
          nullptr);
   };
-  if (!view.ok() || inventory_.Get(job.vm())->status.state() != worker::RUNNING) return settle();
+  if (!view.ok() || view->status.state() == worker::OFF || view->status.state() == worker::SAVED)
+    return settle();
   worker::Request request;
   request.mutable_status();
   inventory_.Call(job.vm(), std::move(request), kCallTimeoutNs,

@@ -87,6 +87,8 @@ void Checkpoints::End(const config::Job& job, const Result<void>& result, const 
 }
 
 void Checkpoints::Recover() {
+  // No disk is merged before it is known what is still being done.
+  for (const VmView& view : inventory_.List()) merger_.Suspend(view.config.id(), [] {});
   for (config::Job& job : jobs_.Unfinished()) {
     if (job.kind() == config::MERGE_DISKS) {
       jobs_.End(job.id(), Error(Code::kAborted, "vmmd was restarted; another job goes on with it"));
@@ -98,6 +100,7 @@ void Checkpoints::Recover() {
       continue;
     }
     (void)inventory_.Reserve(job.vm(), "a job of an earlier vmmd is ended");
+    merger_.Suspend(job.vm(), [] {});  // until its end
     spdlog::info("job {} ({}) is {}", job.id(), config::JobKind_Name(job.kind()),
                  job.committed() ? "done to its end" : "undone, unless it is whole");
     if (job.committed())
