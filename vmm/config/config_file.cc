@@ -86,9 +86,15 @@ Result<void> WriteConfigFile(FileOperations& files, const config::Vm& vm, Key tr
   const std::string content = TRY_CTX(FormatConfigTree(path, tree), "writing '{}'", path);
   TRY_VOID(files.Replace(path, content));
   // The mirror once: afterwards it may be a saved state.
-  if (vm.version() == kVersion50 || vm.has_checkpoint() || vm.saved() ||
-      FileExists(StateFileOf(vm)))
-    return {};
+  if (!HasStateMirror(vm) || vm.saved() || FileExists(StateFileOf(vm))) return {};
+  return ReplaceStateMirror(files, vm, tree);
+}
+
+bool HasStateMirror(const config::Vm& vm) {
+  return vm.version() != kVersion50 && !vm.has_checkpoint();
+}
+
+Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree) {
   return files.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
 }
 

@@ -31,6 +31,9 @@ Result<ConfigFile> ReadConfigFile(const std::string& path);
 
 /// What a .vmrs says of a machine that is off: a few keys of its configuration.
 Key StateMirrorOf(const Key& tree);
+/// Whether it has one while it is off.
+bool HasStateMirror(const config::Vm& vm);
+Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree);
 
 /// Where a configuration of that id and version belongs, with the mirror of one that is off. What
 /// `tree` has and we do not know stays.

@@ -65,6 +65,17 @@ class FileConfigStore final : public ConfigStore {
     return files_.Remove(MemoryFileOf(vm));
   }
 
+  Result<void> TidySavedState(const config::Vm& vm) override {
+    for (const std::string& file : SavedStateFilesOf(vm))
+      TRY_VOID(files_.Remove(file + std::string(kUnfinishedSuffix)));
+    if (vm.saved()) return {};
+    if (!HasStateMirror(vm)) {
+      for (const std::string& file : SavedStateFilesOf(vm)) TRY_VOID(files_.Remove(file));
+      return {};
+    }
+    return ReplaceStateMirror(files_, vm, TRY(ReadConfigTree(ConfigFileOf(vm))));
+  }
+
   Result<config::Vm> Upgrade(const config::Vm& given, bool discard_saved_states) override {
     config::Vm vm = given;
     if (vm.folder().empty()) vm.set_folder(folder_);

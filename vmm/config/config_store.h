@@ -29,6 +29,9 @@ class ConfigStore {
   virtual Result<void> Adopt(const config::Vm& vm) = 0;
   /// With its saved state.
   virtual Result<void> Delete(const config::Vm& vm) = 0;
+  /// What somebody who was killed while he wrote a saved state of the VM has left goes; and the
+  /// whole state, if it does not count.
+  virtual Result<void> TidySavedState(const config::Vm& vm) = 0;
   /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states, which must
   /// be none or agreed to. All or nothing, whenever the process ends.
   virtual Result<config::Vm> Upgrade(const config::Vm& vm, bool discard_saved_states) = 0;

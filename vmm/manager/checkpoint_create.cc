@@ -255,7 +255,10 @@ void Checkpoints::SettleChildren(config::Job* job) {
   files.erase(std::remove_if(files.begin(), files.end(), is_used), files.end());
   const auto stored = inventory_.Store(settled);
   if (!stored.ok()) spdlog::error("{}", stored.error().ToString());
-  for (const std::string& file : SavedStateFilesOf(before)) (void)RemoveFile(file);
+  for (const std::string& file : SavedStateFilesOf(before)) {
+    (void)RemoveFile(file);
+    (void)RemoveFile(file + std::string(kUnfinishedSuffix));
+  }
 }
 
 }  // namespace kvmbus::vmm

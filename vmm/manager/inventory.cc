@@ -79,12 +79,15 @@ void Inventory::Adopt(Record& record) {
     record.status.set_state(worker::RUNNING);  // until its hello says more
     return;
   }
+  // An imported one may have a saved state of Hyper-V's; one that ran here has outlived that.
+  const bool ran = FileExists(RunDirOf(id) + "/lock");
+  if (ran) TidySavedState(record.config);
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;
   if (exit_bytes.ok() && exit.ParseFromString(*exit_bytes)) {
     record.status.set_reason(exit.reason());
     if (exit.has_crash()) *record.status.mutable_crash() = exit.crash();
-  } else if (FileExists(RunDirOf(id) + "/lock")) {
+  } else if (ran) {
     record.status.set_reason("its worker ended without a word while vmmd was away (killed?)");
   }
 }
@@ -362,6 +365,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   loop_.CancelTimer(record.connect_timer);
   record.connect_timer = 0;
   record.process = {};
+  TidySavedState(record.config);
   record.shared_disks.clear();
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;

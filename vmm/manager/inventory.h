@@ -135,6 +135,7 @@ class Inventory {
   // inventory_save.cc
   void Capture(const std::string& id, Done done);
   void CommitSaved(Record& record);
+  void TidySavedState(const config::Vm& vm);
   void ResumeRestored(Record& record);
   // inventory_shared.cc: disks that several virtual machines have.
   void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);

@@ -5,8 +5,6 @@
 // alone: to true when the files are whole and the guest is stopped for good; to false when a worker
 // has read them and the guest has not run yet. A crash before the second leaves it Saved, after it
 // Off, as any crash of a running VM does.
-#include <unistd.h>
-
 #include "vmm/config/vm_files.h"
 #include "vmm/config/vm_tree.h"
 #include "vmm/manager/inventory_record.h"
@@ -76,6 +74,11 @@ void Inventory::Capture(const std::string& id, Done done) {
        });
 }
 
+void Inventory::TidySavedState(const config::Vm& vm) {
+  const auto tidied = store_->TidySavedState(vm);
+  if (!tidied.ok()) spdlog::error("'{}': {}", vm.name(), tidied.error().ToString());
+}
+
 /// Its files are whole; the worker has nothing left to do.
 void Inventory::CommitSaved(Record& record) {
   config::Vm saved = record.config;
@@ -104,7 +107,7 @@ void Inventory::ResumeRestored(Record& record) {
     }
     record.config = std::move(running);
     // The worker has the files open, and nobody else needs them.
-    for (const std::string& file : SavedStateFilesOf(record.config)) ::unlink(file.c_str());
+    TidySavedState(record.config);
   }
   worker::Request request;
   request.mutable_resume();
@@ -125,7 +128,7 @@ Result<void> Inventory::DiscardSaved(const std::string& id) {
   off.set_saved(false);
   TRY_VOID(store_->Save(off));
   record->config = std::move(off);
-  for (const std::string& file : SavedStateFilesOf(record->config)) ::unlink(file.c_str());
+  TidySavedState(record->config);
   record->status.set_state(worker::OFF);
   record->status.set_reason("its saved state was given up");
   Notify(id);

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 
 #include "tests/fakes/fake_worker.h"
 #include "vmm/config/limits.h"
@@ -61,6 +62,11 @@ class InventorySaveTest : public testing::Test {
         *loop_, folder_ + "/run/" + kId + "/worker.sock",
         [this](const worker::Request& request) { return Answer(request); });
     ASSERT_TRUE(OpenFileConfigStore(folder_ + "/state").value()->Save(vm_).ok());
+    Open();
+    Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
+  }
+  void Open() {
+    inventory_.reset();
     Inventory::Options options;
     options.state_dir = folder_ + "/state";
     options.run_dir = folder_ + "/run";
@@ -68,7 +74,6 @@ class InventorySaveTest : public testing::Test {
     options.check_host = [] { return std::vector<HostRequirement>(); };
     inventory_ = Inventory::Open(*loop_, std::move(options)).value();
     inventory_->SetImageWorker(&merge_);
-    Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
   }
   void TearDown() override {
     inventory_.reset();
@@ -102,6 +107,17 @@ class InventorySaveTest : public testing::Test {
   void Save() {
     result_.reset();
     inventory_->Save(kId, [this](const Result<void>& saved) { result_ = saved; });
+  }
+
+  std::string State() const { return folder_ + "/state/Virtual Machines/" + kId + ".vmrs"; }
+  /// As a worker writes it: what it has not renamed yet, and what it has.
+  void WriteState() {
+    for (const std::string& path : {State() + ".new", State()})
+      std::ofstream(path) << std::string(1 << 20, 'x');
+  }
+  void ExpectTidy() const {
+    EXPECT_FALSE(std::filesystem::exists(State() + ".new"));
+    EXPECT_LT(std::filesystem::file_size(State()), 1u << 20) << "as of any machine that is off";
   }
 
   std::string folder_;
@@ -151,6 +167,39 @@ TEST_F(InventorySaveTest, NothingElseChangesAMachineThatIsBeingSaved) {
   merge_.StandAside();
   Turn([this] { return result_.has_value(); });
   EXPECT_TRUE(result_->ok());
+}
+
+TEST_F(InventorySaveTest, AWorkerThatIsKilledInASaveLeavesNothingOfIt) {
+  WriteState();
+  ::kill(process_, SIGKILL);
+  Turn([this] { return inventory_->Get(kId)->status.state() == worker::OFF; });
+  ExpectTidy();
+}
+
+TEST_F(InventorySaveTest, NorDoesOneThatIsKilledWithVmmd) {
+  inventory_.reset();
+  worker_.reset();
+  std::filesystem::remove(folder_ + "/run/" + kId + "/worker.sock");
+  WriteState();
+  Open();
+  EXPECT_TRUE(std::filesystem::exists(State() + ".new")) << "none ran here: it may be anybody's";
+  std::ofstream(folder_ + "/run/" + kId + "/lock") << "";
+  Open();
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::OFF);
+  ExpectTidy();
+}
+
+TEST_F(InventorySaveTest, ASavedStateThatCountsStays) {
+  Save();
+  Turn([this] { return result_.has_value(); });
+  ASSERT_TRUE(inventory_->Get(kId)->config.saved());
+  WriteState();
+  std::ofstream(folder_ + "/run/" + kId + "/lock") << "";
+  Open();
+  EXPECT_FALSE(std::filesystem::exists(State() + ".new"));
+  EXPECT_EQ(std::filesystem::file_size(State()), 1u << 20);
+  ASSERT_TRUE(inventory_->DiscardSaved(kId).ok());
+  ExpectTidy();
 }
 
 }  // namespace

@@ -21,6 +21,10 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes 
 /// New file, fsync, rename over the old, fsync of the folder: a reader sees the old or the new.
 Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode = 0644);
 
+/// What follows the name of a large file while it is written, by somebody who renames it when it
+/// is whole; who is killed leaves it.
+inline constexpr std::string_view kUnfinishedSuffix = ".new";
+
 /// A second name for a file, in place of what has that name; where the file system has no second
 /// names, a copy. Done twice it is done once: kNotFound only if neither name is there.
 Result<void> LinkFile(const std::string& from, const std::string& to);

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kFormat = 1;
 constexpr uint32_t kDeviceLimit = HvsWriter::kMaxObjectBytes;
-constexpr const char* kNewSuffix = ".new";
 
 /// /savedstate/RamMemoryBlock<d>
 struct RamMemoryBlock {
@@ -43,14 +42,16 @@ std::vector<RamMemoryBlock> MemoryBlocks(const GuestMemory& memory) {
   return blocks;
 }
 
+std::string Unfinished(const std::string& path) { return path + std::string(kUnfinishedSuffix); }
+
 Result<Fd> CreateNew(const std::string& path) {
   TRY_VOID(MakeFolders(FolderOf(path), 0750));
-  return OpenFile(path + kNewSuffix, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW, 0640);
+  return OpenFile(Unfinished(path), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW, 0640);
 }
 
 /// From its new name to its own; the folder is synced.
 Result<void> Rename(const std::string& path) {
-  if (::rename((path + kNewSuffix).c_str(), path.c_str()) < 0)
+  if (::rename(Unfinished(path).c_str(), path.c_str()) < 0)
     return Error::FromErrno(errno, fmt::format("replacing '{}'", path));
   return SyncFolder(FolderOf(path));
 }
@@ -66,8 +67,8 @@ SavedStateWriter::SavedStateWriter(SavedStatePaths paths, const GuestMemory& mem
 
 SavedStateWriter::~SavedStateWriter() {
   if (published_) return;
-  ::unlink((paths_.state + kNewSuffix).c_str());
-  if (!paths_.memory.empty()) ::unlink((paths_.memory + kNewSuffix).c_str());
+  ::unlink(Unfinished(paths_.state).c_str());
+  if (!paths_.memory.empty()) ::unlink(Unfinished(paths_.memory).c_str());
 }
 
 Result<std::unique_ptr<SavedStateWriter>> SavedStateWriter::Create(const SavedStatePaths& paths,
