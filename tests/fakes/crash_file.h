@@ -49,6 +49,11 @@ class SparseBytes {
     const auto at = sectors_.find(number);
     return at == sectors_.end() ? nullptr : at->second;
   }
+  /// The first sector from `number` on that holds something; the largest number if none does.
+  uint64_t NextFrom(uint64_t number) const {
+    const auto at = sectors_.lower_bound(number);
+    return at == sectors_.end() ? ~uint64_t{0} : at->first;
+  }
   /// Extends the file if it must; `end` is how far the write that this is part of goes.
   void Set(uint64_t number, SharedSector sector, uint64_t end) {
     size_ = std::max(size_, end);
@@ -120,6 +125,7 @@ struct CrashMedium {
   bool at_flush = false;     ///< the event is a flush
   bool fail_writes = false;  ///< with EIO
   bool fail_flushes = false;
+  uint64_t most_bytes = ~uint64_t{0};  ///< the host has no space behind it: ENOSPC
 
   /// What is found after a power cut now: each change since the last flush may have reached the
   /// medium or not. Now and then the later ones did and the earlier ones did not.
@@ -181,22 +187,30 @@ class CrashFile final : public virtdev::BlockFile {
     Apply({true, bytes, nullptr, 0});
     return {};
   }
-  vmm::Result<void> Zero(uint64_t offset, uint64_t length, bool) override {
+  vmm::Result<void> Zero(uint64_t offset, uint64_t length, bool keep_space) override {
+    if (keep_space && offset + length > medium_.most_bytes)
+      return vmm::Error::FromErrno(ENOSPC, "zeroing");
     // Like a file system: what lies past the end stays there.
     if (offset >= medium_.now.size()) return {};
     length = std::min(length, medium_.now.size() - offset);
     const uint64_t end = offset + length;
     while (offset < end) {
-      const uint64_t piece =
-          std::min(end - offset, SparseBytes::kSector - offset % SparseBytes::kSector);
       const uint64_t number = offset / SparseBytes::kSector;
-      if (piece == SparseBytes::kSector) {
-        if (medium_.fail_writes) return vmm::Error::FromErrno(EIO, "zeroing");
-        if (medium_.now.Get(number) != nullptr) Apply({false, number, nullptr, 0});
-      } else {
+      const uint64_t in_sector = offset % SparseBytes::kSector;
+      const uint64_t piece = std::min(end - offset, SparseBytes::kSector - in_sector);
+      if (piece != SparseBytes::kSector) {
         TRY_VOID(Write(std::vector<uint8_t>(piece, 0), offset));
+        offset += piece;
+        continue;
       }
-      offset += piece;
+      if (medium_.fail_writes) return vmm::Error::FromErrno(EIO, "zeroing");
+      const uint64_t next = medium_.now.NextFrom(number);
+      if (next >= end / SparseBytes::kSector) {
+        offset = end / SparseBytes::kSector * SparseBytes::kSector;
+        continue;
+      }
+      Apply({false, next, nullptr, 0});
+      offset = (next + 1) * SparseBytes::kSector;
     }
     return {};
   }

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -151,7 +152,27 @@ int Shell(const std::string& command) {
   return std::system((command + " >/dev/null 2>&1").c_str());
 }
 
-// qemu-img and 7-Zip judge what we write; what qemu-img writes is read right.
+/// All of them find it whole, with the content of the raw file.
+void ExpectJudgesContent(const std::string& path, const std::string& raw) {
+  EXPECT_EQ(Shell("qemu-img check " + path), 0);
+  EXPECT_EQ(Shell("qemu-img compare -f raw -F vhdx " + raw + " " + path), 0);
+  if (Installed("7zz")) {
+    EXPECT_EQ(Shell("7zz t -tvhdx " + path), 0);
+    EXPECT_EQ(Shell("7zz x -so -tvhdx " + path + " | cmp - " + raw), 0);
+  }
+  const auto findings = CheckDisk(path);
+  ASSERT_TRUE(findings.ok());
+  EXPECT_TRUE(findings->empty()) << (*findings)[0].text;
+}
+
+uint64_t AllocatedBytes(const std::string& path) {
+  struct stat status = {};
+  EXPECT_EQ(::stat(path.c_str(), &status), 0);
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+// qemu-img and 7-Zip judge what we write, and what has grown since; what qemu-img writes is read
+// right.
 TEST_F(DiskToolsTest, IndependentJudgesAgree) {
   if (!Installed("qemu-img")) GTEST_SKIP() << "qemu-img is not installed";
   const std::string raw = folder_ + "/source.raw";
@@ -171,14 +192,17 @@ TEST_F(DiskToolsTest, IndependentJudgesAgree) {
     CreateDiskOptions options;
     options.fixed = fixed;
     ASSERT_TRUE(ConvertDisk(raw, path, options, nullptr).ok());
-    EXPECT_EQ(Shell("qemu-img check " + path), 0);
-    EXPECT_EQ(Shell("qemu-img compare -f raw -F vhdx " + raw + " " + path), 0);
-    if (Installed("7zz")) {
-      EXPECT_EQ(Shell("7zz t -tvhdx " + path), 0);
+    ExpectJudgesContent(path, raw);
+    const std::string longer = folder_ + "/longer.raw";
+    std::filesystem::copy_file(raw, longer, std::filesystem::copy_options::overwrite_existing);
+    for (const uint64_t size : {(uint64_t{25} << 20) - 4096, uint64_t{50} << 20}) {
+      SCOPED_TRACE(fmt::format("{} {}", fixed, size));
+      ASSERT_TRUE(ResizeDisk(path, size, false).ok());
+      std::filesystem::resize_file(longer, size);
+      ExpectJudgesContent(path, longer);
+      EXPECT_EQ(DescribeDisk(path)->type, fixed ? "fixed" : "dynamic");
+      EXPECT_EQ(AllocatedBytes(path) >= size, fixed);
     }
-    const auto findings = CheckDisk(path);
-    ASSERT_TRUE(findings.ok());
-    EXPECT_TRUE(findings->empty()) << (*findings)[0].text;
   }
   const std::string theirs = folder_ + "/theirs.vhdx", back = folder_ + "/back.raw";
   ASSERT_EQ(Shell("qemu-img convert -f raw -O vhdx " + raw + " " + theirs), 0);

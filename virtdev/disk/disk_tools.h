@@ -92,10 +92,10 @@ vmm::Result<std::string> ParentOfDisk(const std::string& path);
 
 /// `progress(done, total)`; false cancels (kCancelled, and nothing is left).
 using Progress = std::function<bool(uint64_t done, uint64_t total)>;
-/// Grows or shrinks the disk in a VHDX (a fixed one does not grow), VHD or raw image. Its children,
-/// if it has any, are lost. What shrinks has no parent, keeps its partitions (kFailedPrecondition:
-/// names the smallest size) and gets its GPT's second copy at the new end. `force`: even if no
-/// table says what is in use.
+/// Grows or shrinks the disk in a VHDX, VHD or raw image; a fixed one gets all of its new space at
+/// once. Its children, if it has any, are lost. What shrinks has no parent, keeps its partitions
+/// (kFailedPrecondition: names the smallest size) and gets its GPT's second copy at the new end.
+/// `force`: even if no table says what is in use.
 vmm::Result<void> ResizeDisk(const std::string& path, uint64_t size_bytes, bool force);
 
 /// Makes a VHDX or VHD file as small as its content allows: see CompactVhdx, CompactVhd. `quick`

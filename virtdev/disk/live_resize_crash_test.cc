@@ -18,8 +18,8 @@ constexpr uint64_t kUnits = kNear / kUnit;      // what the test looks at
 
 class GrowingDisk {
  public:
-  GrowingDisk(CrashMedium& medium, uint64_t seed)
-      : random_(seed), content_(kUnits, kUnit, [](uint64_t) { return uint8_t{0}; }) {
+  GrowingDisk(CrashMedium& medium, uint64_t seed, bool fixed)
+      : random_(seed), fixed_(fixed), content_(kUnits, kUnit, [](uint64_t) { return uint8_t{0}; }) {
     image_ = Open(medium);
   }
 
@@ -47,6 +47,7 @@ class GrowingDisk {
       if (!cut) content_.Flushed();
       return;
     }
+    if (what == 1 && fixed_) return;  // which ignores an unmap
     const auto value = static_cast<uint8_t>(what == 1 ? 0 : 1 + random_() % 255);
     if (!cut) content_.WroteRange(first, count, value);
     if (what == 1)
@@ -56,21 +57,22 @@ class GrowingDisk {
   }
 
   std::mt19937_64 random_;
+  const bool fixed_;
   AcceptableContent content_;
   std::unique_ptr<Image> image_;
 };
 
-void CutPowerEverywhere(uint64_t new_bytes) {
+void CutPowerEverywhere(uint64_t new_bytes, bool fixed, uint64_t cuts = 300) {
   uint64_t events = 1;
   bool old_seen = false, new_seen = false;
   for (uint64_t cut_at = 0; cut_at < events && !testing::Test::HasFailure();
-       cut_at += 1 + events / 300) {
+       cut_at += 1 + events / cuts) {
     SCOPED_TRACE(fmt::format("{}: cut at {} of {}", new_bytes, cut_at, events));
-    CreateDiskOptions options = SmallDisk();
+    CreateDiskOptions options = SmallDisk(fixed);
     options.size_bytes = kOld;
     CrashMedium medium = NewMedium(options);
     Settle(medium);
-    GrowingDisk disk(medium, cut_at);
+    GrowingDisk disk(medium, cut_at, fixed);
     uint64_t event = 0;
     medium.on_event = [&] {
       if (event++ == cut_at) disk.cut = medium.Crash(disk.random());
@@ -94,8 +96,10 @@ void CutPowerEverywhere(uint64_t new_bytes) {
   EXPECT_TRUE(old_seen && new_seen);
 }
 
-TEST(LiveResizeCrashTest, WithinTheBatsRegion) { CutPowerEverywhere(kNear); }
-TEST(LiveResizeCrashTest, PastTheBatsRegion) { CutPowerEverywhere(kFar); }
+TEST(LiveResizeCrashTest, WithinTheBatsRegion) { CutPowerEverywhere(kNear, false); }
+TEST(LiveResizeCrashTest, PastTheBatsRegion) { CutPowerEverywhere(kFar, false); }
+TEST(LiveResizeCrashTest, FixedWithinTheBatsRegion) { CutPowerEverywhere(kNear, true); }
+TEST(LiveResizeCrashTest, FixedPastTheBatsRegion) { CutPowerEverywhere(kFar, true, 120); }
 
 }  // namespace
 }  // namespace kvmbus::virtdev

@@ -12,8 +12,8 @@
 //   release: an unmapped block's space serves others once the log has its release and the requests
 //   that knew the old place have ended. Bitmap blocks are never released: an old entry of the log
 //   that is replayed would write into them.
-//   growth: all is flushed and in place; one log entry has the size, and where the BAT has moved
-//   to. close: all flushed, the log marked empty, then free space at the file's end is cut off.
+//   growth: all is flushed and in place; the rest is in vhdx_grow.cc. close: all flushed, the log
+//   marked empty, then free space at the file's end is cut off.
 #include <algorithm>
 #include <atomic>
 #include <deque>
@@ -193,10 +193,9 @@ class VhdxImage final : public Image {
     std::scoped_lock lock(flush_mutex_, mutex_);
     DiskMetadata disk = vhdx_.disk;
     disk.disk_bytes = size_bytes;
-    BlockTable table = TRY(table_.Grown(disk));
     TRY_VOID(journal_.Apply());
     auto growth = PlanGrowth(vhdx_, table_, size_bytes);
-    file_bytes_ = TRY(file().Size());  // with a BAT at its end, needed or not
+    file_bytes_ = TRY(file().Size());  // with what the growth has added at its end
     if (!growth.ok()) return growth.error();
     TRY_VOID(journal_.Commit(growth->pages, growth->flush_first));
     // The place of a BAT that has moved is not used again while the image is open: an old entry of
@@ -204,7 +203,7 @@ class VhdxImage final : public Image {
     vhdx_.regions.bat = growth->bat;
     vhdx_.disk = std::move(disk);
     info_.size_bytes = size_bytes;
-    table_ = std::move(table);
+    table_ = std::move(growth->table);
     return {};
   }
 
