@@ -20,7 +20,6 @@ namespace {
 constexpr uint64_t kCaptureTimeoutNs = 24ull * 3600 * 1'000'000'000;
 constexpr uint64_t kFreezeTimeoutNs = 60'000'000'000;
 constexpr uint64_t kCallTimeoutNs = 30'000'000'000;
-constexpr uint64_t kFollowNs = 300'000'000;
 
 Result<void> CheckDisks(const config::Vm& vm) {
   for (const config::Disk& disk : vm.disks()) {
@@ -163,12 +162,7 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
     child->set_lun(checkpoint.disks(i).lun());
     child->set_path(job.change().store(0).disks(i).path());
   }
-  jobs_.SetCancel(job.id(), [this, vm = job.vm()] {
-    worker::Request cancel;
-    cancel.mutable_cancel_capture();
-    inventory_.Call(vm, std::move(cancel), kCallTimeoutNs, [](const auto&) {});
-  });
-  FollowCapture(job.id(), job.vm());
+  follower_.Follow(job.id(), job.vm());
   inventory_.Call(job.vm(), std::move(request), kCaptureTimeoutNs,
                   [this, alive = alive_, id = job.id(),
                    done = std::move(done)](const Result<worker::Reply>& reply) {
@@ -180,42 +174,13 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
                   });
 }
 
-void Checkpoints::FollowCapture(const std::string& job, const std::string& vm) {
-  followers_[job] = loop_.AddTimer(kFollowNs, [this, job, vm] {
-    worker::Request request;
-    request.mutable_status();
-    inventory_.Call(vm, std::move(request), kCallTimeoutNs,
-                    [this, alive = alive_, job, vm](const Result<worker::Reply>& reply) {
-                      if (!*alive || followers_.count(job) == 0) return;
-                      if (reply.ok())
-                        jobs_.SetProgress(job, reply->status().capture_done(),
-                                          reply->status().capture_total());
-                      FollowCapture(job, vm);
-                    });
-  });
-}
-
 /// A checkpoint that an earlier vmmd had begun: its worker may be at it still.
 void Checkpoints::AwaitCapture(const config::Job& job) {
-  const auto view = inventory_.Get(job.vm());
-  const auto settle = [this, job] {
+  follower_.AwaitEnd(job.id(), job.vm(), [this, job] {
     if (IsWhole(job)) return Commit(job, nullptr);
     Undo(job, Error(Code::kAborted, "it was not whole when vmmd ended, or its virtual machine did"),
          nullptr);
-  };
-  if (!view.ok() || view->status.state() == worker::OFF || view->status.state() == worker::SAVED)
-    return settle();
-  worker::Request request;
-  request.mutable_status();
-  inventory_.Call(job.vm(), std::move(request), kCallTimeoutNs,
-                  [this, alive = alive_, job, settle](const Result<worker::Reply>& reply) {
-                    if (!*alive) return;
-                    if (!reply.ok() || reply->status().capture_total() == 0) return settle();
-                    jobs_.SetProgress(job.id(), reply->status().capture_done(),
-                                      reply->status().capture_total());
-                    followers_[job.id()] =
-                        loop_.AddTimer(kFollowNs, [this, job] { AwaitCapture(job); });
-                  });
+  });
 }
 
 bool Checkpoints::IsWhole(const config::Job& job) const {

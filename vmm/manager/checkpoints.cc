@@ -7,13 +7,22 @@
 #include "vmm/os/log.h"
 
 namespace kvmbus::vmm {
+namespace {
+
+bool IsOfCheckpoints(config::JobKind kind) {
+  return kind == config::CREATE_CHECKPOINT || kind == config::APPLY_CHECKPOINT ||
+         kind == config::DELETE_CHECKPOINT;
+}
+
+}  // namespace
 
 Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files)
     : loop_(loop),
       inventory_(inventory),
       jobs_(jobs),
       files_(files),
-      merger_(loop, inventory, jobs, files) {
+      merger_(loop, inventory, jobs, files),
+      follower_(loop, inventory, jobs) {
   inventory_.SetImageWorker(&merger_);
   subscription_ = inventory_.Subscribe([this](const std::string& vm) {
     const auto view = inventory_.Get(vm);
@@ -26,7 +35,6 @@ Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles
 Checkpoints::~Checkpoints() {
   *alive_ = false;
   inventory_.SetImageWorker(nullptr);
-  for (const auto& [job, timer] : followers_) loop_.CancelTimer(timer);
 }
 
 Result<config::Job> Checkpoints::Begin(config::JobKind kind, const std::string& vm,
@@ -79,7 +87,7 @@ void Checkpoints::Undo(config::Job job, const Error& error, const Ended& ended) 
 }
 
 void Checkpoints::End(const config::Job& job, const Result<void>& result, const Ended& ended) {
-  if (const auto follower = followers_.extract(job.id())) loop_.CancelTimer(follower.mapped());
+  follower_.Stop(job.id());
   jobs_.End(job.id(), result);
   inventory_.Release(job.vm());
   merger_.Resume(job.vm());
@@ -94,7 +102,7 @@ void Checkpoints::Recover() {
       jobs_.End(job.id(), Error(Code::kAborted, "vmmd was restarted; another job goes on with it"));
       continue;
     }
-    if (job.kind() == config::EXPORT_VM || job.kind() == config::IMPORT_VM) continue;  // Transfers
+    if (!IsOfCheckpoints(job.kind())) continue;
     if (!inventory_.Get(job.vm()).ok()) {
       jobs_.End(job.id(), Error(Code::kNotFound, "its virtual machine is not there any more"));
       continue;

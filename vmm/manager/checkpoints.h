@@ -9,6 +9,7 @@
 #include <string>
 
 #include "vmm/checkpoint/disk_files.h"
+#include "vmm/manager/capture_follower.h"
 #include "vmm/manager/disk_merger.h"
 #include "vmm/manager/file_thread.h"
 #include "vmm/manager/inventory.h"
@@ -77,7 +78,6 @@ class Checkpoints {
   void CaptureRunning(const config::Job& job, Kind kind, bool may_fall_back, const Ended& ended);
   void Freeze(const config::Job& job, bool may_fall_back, const Ended& ended);
   void Capture(const config::Job& job, Kind kind, Ended done);
-  void FollowCapture(const std::string& job, const std::string& vm);
   void AwaitCapture(const config::Job& job);
   bool IsWhole(const config::Job& job) const;
   void SettleChildren(config::Job* job);
@@ -91,8 +91,8 @@ class Checkpoints {
   Jobs& jobs_;
   DiskFiles& files_;
   DiskMerger merger_;
+  CaptureFollower follower_;
   Inventory::Subscription subscription_;
-  std::map<std::string, Loop::TimerId> followers_;  // by job
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   FileThread file_thread_{loop_, "work/files"};  // last: its work uses the above
 };
