@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/hvs/hvs_writer.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -98,6 +99,17 @@ Result<FileObject> HvsWriter::Reserve(uint32_t size) {
   const std::lock_guard lock(mutex_);
   objects_.push_back({Take(size), size});
   return objects_.back();
+}
+
+void HvsWriter::GiveUp(const FileObject& object) {
+  const std::lock_guard lock(mutex_);
+  const auto at = std::find(objects_.begin(), objects_.end(), object);
+  KVMBUS_ASSERT(at != objects_.end());
+  objects_.erase(at);
+  // Where the file system cannot, the bytes stay: nobody reads them.
+  (void)::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(object.offset),
+                    static_cast<off_t>(hvs::AlignUp(object.size, hvs::kAlignment)));
 }
 
 Result<FileObject> HvsWriter::Append(std::string_view bytes) {

@@ -26,6 +26,8 @@ class HvsWriter {
   /// Room for an object, which the caller fills with pwrite(2); what it leaves out is a hole and
   /// reads as zeroes.
   Result<FileObject> Reserve(uint32_t size);
+  /// Of an object that is not to be in the container after all; its room stays, and is a hole.
+  void GiveUp(const FileObject& object);
   Result<FileObject> Append(std::string_view bytes);
 
   /// `root` is the container's unnamed root. Values of 2048 bytes and more become objects. Writes

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
 /// How guest memory lies in a file: blocks of 1 MiB, numbered as they follow each other in the
-/// memory file; a block that is zero has no place.
+/// memory file; a block that is zero has no place. One may be compressed.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "vmm/memory/guest_memory.h"
@@ -24,12 +25,22 @@ class RamTarget {
   virtual bool HasPlace(uint64_t block) const = 0;
   /// The offset of the block in the file, 4 KiB aligned; what is not written there reads as zeroes.
   virtual Result<uint64_t> Place(uint64_t block) = 0;
+  /// A block that has no place yet, all of it (see block_codec.h). Place gives it another one,
+  /// where nothing of it is.
+  virtual Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) = 0;
+  virtual bool IsCompressed(uint64_t block) const = 0;
+};
+
+/// Where a block is in a file.
+struct RamPlace {
+  uint64_t offset = 0;
+  uint32_t compressed_bytes = 0;  ///< 0: it is there as it is
 };
 
 /// Where blocks come from.
 struct RamSource {
   Fd file;
-  std::vector<std::optional<uint64_t>> places;  ///< offset of each block of the memory
+  std::vector<std::optional<RamPlace>> places;  ///< of each block of the memory
 };
 
 }  // namespace kvmbus::vmm

@@ -43,6 +43,7 @@ class RamLoader {
   void Prefetch();
   void ServeFaults();
   Result<void> Serve(uint64_t address);
+  Result<void> ReadBlock(const RamPlace& place, std::span<uint8_t> block) const;
   Result<void> LoadBlock(uint64_t block, std::vector<uint8_t>* buffer);
   void Fail(const Error& error);
   void Disarm();

@@ -3,6 +3,7 @@
 
 #include "vmm/os/log.h"
 #include "vmm/os/thread.h"
+#include "vmm/saved_state/block_codec.h"
 #include "vmm/saved_state/ram_loader.h"
 
 namespace kvmbus::vmm {
@@ -85,14 +86,23 @@ void RamLoader::Disarm() {
   SignalEventFd(stop_.get());
 }
 
+Result<void> RamLoader::ReadBlock(const RamPlace& place, std::span<uint8_t> block) const {
+  if (place.compressed_bytes == 0) {
+    TRY_VOID_CTX(PReadAll(source_.file.get(), block, place.offset), "reading saved memory");
+    return {};
+  }
+  std::vector<uint8_t> compressed(place.compressed_bytes);
+  TRY_VOID_CTX(PReadAll(source_.file.get(), compressed, place.offset), "reading saved memory");
+  return DecompressBlock(compressed, block);
+}
+
 Result<void> RamLoader::LoadBlock(uint64_t block, std::vector<uint8_t>* buffer) {
   const auto place = source_.places[block];
   if (!place) return {};
   // SAFETY: a block of the memory.
   uint8_t* target = memory_.base() + block * kRamBlockBytes;
-  if (!userfault_)
-    return PReadAll(source_.file.get(), {target, static_cast<size_t>(kRamBlockBytes)}, *place);
-  TRY_VOID_CTX(PReadAll(source_.file.get(), *buffer, *place), "reading saved memory");
+  if (!userfault_) return ReadBlock(*place, {target, static_cast<size_t>(kRamBlockBytes)});
+  TRY_VOID(ReadBlock(*place, *buffer));
   return userfault_->Fill(reinterpret_cast<uint64_t>(target), *buffer);
 }
 
@@ -108,9 +118,14 @@ Result<void> RamLoader::Serve(uint64_t address) {
   const uint64_t offset = address - base;
   const auto place = source_.places[offset / kRamBlockBytes];
   if (!place) return userfault_->FillZero(address, kPageSize);
+  if (place->compressed_bytes != 0) {  // there is no part of it
+    std::vector<uint8_t> block(kRamBlockBytes);
+    TRY_VOID(ReadBlock(*place, block));
+    return userfault_->Fill(base + offset / kRamBlockBytes * kRamBlockBytes, block);
+  }
   const uint64_t around = offset & ~(kFaultBytes - 1);
   std::vector<uint8_t> buffer(kFaultBytes);
-  TRY_VOID_CTX(PReadAll(source_.file.get(), buffer, *place + around % kRamBlockBytes),
+  TRY_VOID_CTX(PReadAll(source_.file.get(), buffer, place->offset + around % kRamBlockBytes),
                "reading saved memory");
   return userfault_->Fill(base + around, buffer);
 }

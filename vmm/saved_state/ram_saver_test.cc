@@ -16,9 +16,10 @@ class RamSaverTest : public testing::Test {
  protected:
   RamSaverTest() : guest_(kRam), target_(kBlocks) {}
 
-  RamSaver Saver(bool copy_on_write = true) {
+  RamSaver Saver(bool copy_on_write = true, bool compress = false) {
     RamSaver::Options options;
     options.copy_on_write = copy_on_write;
+    options.compress = compress;
     return RamSaver(*guest_.memory, guest_, target_, options, nullptr);
   }
 
@@ -117,6 +118,55 @@ TEST_F(RamSaverTest, APageThatBecameZeroIsZeroInTheFile) {
   ASSERT_TRUE(saver.HoldRest().ok());
   ASSERT_TRUE(saver.CopyRest().ok());
   EXPECT_EQ(target_.Content(), guest_.Content());
+}
+
+TEST_F(RamSaverTest, CompressedItIsOfTheSameInstant) {
+  for (const bool copy_on_write : {false, true}) {
+    PlainTarget target(kBlocks);
+    guest_.WriteAtRandom(random_, 4000);
+    RamSaver::Options options;
+    options.copy_on_write = copy_on_write;
+    options.compress = true;
+    RamSaver saver(*guest_.memory, guest_, target, options, nullptr);
+    std::atomic<bool> stop{false};
+    std::thread live([&] {
+      std::mt19937 random{7};
+      while (!stop) guest_.WritePage(random() % (4 * kRamBlockPages), 5);
+    });
+    ASSERT_TRUE(saver.CopyLive().ok());
+    stop = true;
+    live.join();
+    ASSERT_TRUE(saver.HoldRest().ok());
+    const std::string instant = guest_.Content();
+    std::thread after([&] {
+      std::mt19937 random{8};
+      if (copy_on_write) guest_.WriteAtRandom(random, 5000);
+    });
+    ASSERT_TRUE(saver.CopyRest().ok());
+    after.join();
+    EXPECT_EQ(target.Content(), instant);
+    EXPECT_TRUE(target.IsCompressed(kBlocks - 1)) << "nobody wrote it meanwhile";
+    EXPECT_FALSE(target.IsCompressed(0));
+  }
+}
+
+TEST_F(RamSaverTest, TheStopIsNoLongerForWhatIsCompressed) {
+  if (!Userfault::Create().ok()) GTEST_SKIP();
+  guest_.WriteAtRandom(random_, 4000);
+  RamSaver saver = Saver(true, true);
+  ASSERT_TRUE(saver.CopyLive().ok());
+  // Few pages, and each in a block that has to be written as a whole.
+  for (uint64_t block = 0; block < kBlocks; ++block) guest_.WritePage(block * kRamBlockPages, 9);
+  const uint64_t before = saver.bytes_written();
+  ASSERT_TRUE(saver.HoldRest().ok());
+  EXPECT_LE(saver.bytes_written() - before, 8u << 20);
+  const std::string instant = guest_.Content();
+  std::thread writer([&] {
+    for (uint64_t block = 0; block < kBlocks; ++block) guest_.WritePage(block * kRamBlockPages, 1);
+  });
+  ASSERT_TRUE(saver.CopyRest().ok());
+  writer.join();
+  EXPECT_EQ(target_.Content(), instant);
 }
 
 TEST_F(RamSaverTest, AfterAFailureTheGuestRunsOn) {

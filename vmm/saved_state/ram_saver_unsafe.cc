@@ -2,10 +2,12 @@
 #include <isa-l/mem_routines.h>
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 
 #include "vmm/os/log.h"
 #include "vmm/os/thread.h"
+#include "vmm/saved_state/block_codec.h"
 #include "vmm/saved_state/ram_saver.h"
 
 namespace kvmbus::vmm {
@@ -77,7 +79,7 @@ Result<void> RamSaver::CopyLive() {
   TRY_VOID(ForEachBlock([&](uint64_t block) -> Result<void> {
     if (!Report((copied += kRamBlockBytes) - kRamBlockBytes))
       return Error(Code::kCancelled, "cancelled");
-    return SaveBacked(block);
+    return options_.compress ? SaveCompressed(block) : SaveBacked(block);
   }));
   uint64_t before = memory_.ram_pages();
   for (int pass = 1; pass < kLivePasses; ++pass) {
@@ -115,10 +117,42 @@ Result<void> RamSaver::SaveBacked(uint64_t block) {
   return {};
 }
 
+/// The block as it is now; false: it is zero.
+bool RamSaver::ReadBlock(uint64_t block, std::vector<uint8_t>* content) {
+  content->assign(kRamBlockBytes, 0);
+  bool any = false;
+  const uint64_t start = block * kRamBlockBytes, end = start + kRamBlockBytes;
+  for (uint64_t at = start; at < end;) {
+    const auto backed = memory_.NextBackedInFile(at, end - at);
+    if (!backed) break;
+    // SAFETY: a range of the memory and the same one of the block.
+    std::memcpy(content->data() + (backed->offset - start), memory_.base() + backed->offset,
+                backed->size);
+    any = true;
+    at = backed->offset + backed->size;
+  }
+  return any && !IsZero(content->data(), content->size());
+}
+
+Result<void> RamSaver::SaveCompressed(uint64_t block) {
+  thread_local BlockCompressor compressor;
+  thread_local std::vector<uint8_t> content, compressed;
+  // Of a copy: the guest may change the memory meanwhile.
+  if (!ReadBlock(block, &content)) return {};
+  if (!compressor.Compress(content, &compressed)) return SaveBacked(block);
+  bytes_written_ += compressed.size();
+  return target_.PutCompressed(block, compressed);
+}
+
 /// The block's pages of the rest, which are not of it any more.
 Result<void> RamSaver::SavePages(uint64_t block) {
   const uint64_t first = block * kRamBlockPages;
   if (!rest_.AnyIn(first, kRamBlockPages)) return {};
+  if (target_.IsCompressed(block)) {
+    for (uint64_t page = first; page < first + kRamBlockPages; ++page) rest_.Remove(page);
+    TRY_VOID(target_.Place(block));
+    return SaveBacked(block);
+  }
   for (uint64_t page = first; page < first + kRamBlockPages;) {
     if (!rest_.Contains(page)) {
       ++page;
@@ -146,10 +180,20 @@ Result<void> RamSaver::Write(uint64_t block, uint64_t first_page, uint64_t pages
   return {};
 }
 
+/// For the rest: a compressed block is written as a whole.
+uint64_t RamSaver::PagesToWrite() const {
+  uint64_t pages = rest_.Count();
+  for (uint64_t block = 0; block < blocks(); ++block) {
+    if (target_.IsCompressed(block) && rest_.AnyIn(block * kRamBlockPages, kRamBlockPages))
+      pages += kRamBlockPages;
+  }
+  return pages;
+}
+
 Result<void> RamSaver::HoldRest() {
   TRY_VOID(TakeDirty(true));
   if (!options_.copy_on_write) return {};
-  if (rest_.Count() > kSmallRest) {
+  if (PagesToWrite() > kSmallRest) {
     const auto protect = ProtectRest();
     if (protect.ok()) return {};
     spdlog::warn("the guest waits until its memory is saved: {}", protect.error().ToString());

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "vmm/hypervisor/dirty_tracker.h"
+#include "vmm/saved_state/block_codec.h"
 #include "vmm/saved_state/ram_file.h"
 
 namespace kvmbus::vmm {
@@ -28,12 +29,24 @@ class PlainTarget final : public RamTarget {
   Result<uint64_t> Place(uint64_t block) override {
     const std::lock_guard lock(mutex_);
     if (fails) return Error(Code::kResourceExhausted, "the disk is full");
-    if (!places_[block]) {
-      places_[block] = end_;
+    if (!places_[block] || places_[block]->compressed_bytes != 0) {
+      places_[block] = RamPlace{end_};
       end_ += kRamBlockBytes;
       (void)!::ftruncate(file_.get(), static_cast<off_t>(end_));
     }
-    return *places_[block];
+    return places_[block]->offset;
+  }
+  Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(places_[block]);
+    places_[block] = RamPlace{end_, static_cast<uint32_t>(bytes.size())};
+    TRY_VOID(PWriteAll(file_.get(), bytes, end_));
+    end_ += kRamBlockBytes;
+    (void)!::ftruncate(file_.get(), static_cast<off_t>(end_));
+    return {};
+  }
+  bool IsCompressed(uint64_t block) const override {
+    return places_[block] && places_[block]->compressed_bytes != 0;
   }
   RamSource Source() const { return {file_.Duplicate().value(), places_}; }
   uint64_t places() const { return end_ / kRamBlockBytes; }
@@ -41,9 +54,12 @@ class PlainTarget final : public RamTarget {
     std::string content(places_.size() * kRamBlockBytes, '\0');
     for (size_t block = 0; block < places_.size(); ++block) {
       if (!places_[block]) continue;
-      const auto read = ::pread(file_.get(), content.data() + block * kRamBlockBytes,
-                                kRamBlockBytes, static_cast<off_t>(*places_[block]));
-      EXPECT_EQ(read, static_cast<ssize_t>(kRamBlockBytes));
+      std::vector<uint8_t> bytes(kRamBlockBytes), compressed(places_[block]->compressed_bytes);
+      const bool plain = compressed.empty();
+      EXPECT_TRUE(PReadAll(file_.get(), plain ? bytes : compressed, places_[block]->offset).ok());
+      EXPECT_TRUE(plain || DecompressBlock(compressed, bytes).ok());
+      std::copy(bytes.begin(), bytes.end(),
+                content.begin() + static_cast<ptrdiff_t>(block * kRamBlockBytes));
     }
     return content;
   }
@@ -53,7 +69,7 @@ class PlainTarget final : public RamTarget {
  private:
   Fd file_;
   std::mutex mutex_;
-  std::vector<std::optional<uint64_t>> places_;
+  std::vector<std::optional<RamPlace>> places_;
   uint64_t end_ = 0;
 };
 

@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "vmm/hvs/hvs_reader.h"
 #include "vmm/os/file.h"
@@ -14,6 +16,9 @@ namespace kvmbus::vmm {
 namespace {
 
 constexpr int64_t kFormat = 1;
+constexpr int64_t kFormatCompressed = 2;
+constexpr std::string_view kCompression = "zstd";
+constexpr std::string_view kBlockPrefix = "RamBlock";
 constexpr uint32_t kDeviceLimit = HvsWriter::kMaxObjectBytes;
 
 /// /savedstate/RamMemoryBlock<d>
@@ -72,7 +77,13 @@ SavedStateWriter::~SavedStateWriter() {
 }
 
 Result<std::unique_ptr<SavedStateWriter>> SavedStateWriter::Create(const SavedStatePaths& paths,
-                                                                   const GuestMemory& memory) {
+                                                                   const GuestMemory& memory,
+                                                                   bool compressed) {
+  if (compressed && !paths.memory.empty())
+    return Error(
+        Code::kFailedPrecondition,
+        "version 5.0 has the memory as it is in a file of its own: do without compression, "
+        "or upgrade the virtual machine ('vmctl vm upgrade')");
   std::unique_ptr<SavedStateWriter> self(new SavedStateWriter(paths, memory));
   self->state_file_ = TRY(CreateNew(paths.state));
   self->writer_ = std::make_unique<HvsWriter>(self->state_file_.get());
@@ -85,11 +96,26 @@ Result<std::unique_ptr<SavedStateWriter>> SavedStateWriter::Create(const SavedSt
 
 Result<uint64_t> SavedStateWriter::Place(uint64_t block) {
   FileObject& place = places_[block];
+  if (IsCompressed(block)) writer_->GiveUp(std::exchange(place, FileObject()));
   if (place.size == 0) {
     place = memory_file_.valid() ? FileObject{block * kRamBlockBytes, kRamBlockBytes}
                                  : TRY(writer_->Reserve(kRamBlockBytes));
   }
   return place.offset;
+}
+
+Result<void> SavedStateWriter::PutCompressed(uint64_t block, std::span<const uint8_t> bytes) {
+  KVMBUS_ASSERT(!HasPlace(block) && !memory_file_.valid() && bytes.size() < kRamBlockBytes);
+  places_[block] = TRY(writer_->Reserve(static_cast<uint32_t>(bytes.size())));
+  TRY_VOID_CTX(PWriteAll(fd(), bytes, places_[block].offset), "writing guest memory");
+  return {};
+}
+
+void SavedStateWriter::AddBlocks(bool compressed, Key* node) const {
+  for (size_t i = 0; i < places_.size() && !memory_file_.valid(); ++i) {
+    if (HasPlace(i) && IsCompressed(i) == compressed)
+      node->children.push_back({fmt::format("{}{}", kBlockPrefix, i), places_[i], {}});
+  }
 }
 
 Key SavedStateWriter::Tree(const SavedMachine& machine) const {
@@ -103,12 +129,16 @@ Key SavedStateWriter::Tree(const SavedMachine& machine) const {
     std::string bytes(reinterpret_cast<const char*>(&block), sizeof(block));
     saved.children.push_back({fmt::format("RamMemoryBlock{}", index++), KeyBytes{bytes}, {}});
   }
-  for (size_t i = 0; i < places_.size() && !memory_file_.valid(); ++i) {
-    if (places_[i].size != 0)
-      saved.children.push_back({fmt::format("RamBlock{}", i), places_[i], {}});
-  }
+  AddBlocks(false, &saved);
   Key& own = saved.Make("kvmbus");
-  own.Make("format").value = kFormat;
+  Key compressed{"ram", {}, {}};
+  AddBlocks(true, &compressed);
+  // A program that does not know it would take these blocks for zeroes.
+  own.Make("format").value = compressed.children.empty() ? kFormat : kFormatCompressed;
+  if (!compressed.children.empty()) {
+    compressed.children.push_back({"compression", std::string(kCompression), {}});
+    own.children.push_back(std::move(compressed));
+  }
   own.Make("devices").value = KeyBytes{machine.devices};
   own.Make("fdt").value = KeyBytes{machine.fdt};
   return root;
@@ -153,28 +183,51 @@ Result<void> CheckMemory(const HvsReader& reader, const Key& saved, const GuestM
   return {};
 }
 
-/// Of the blocks in the container itself.
-Result<void> FindBlocks(const Key& saved, uint64_t file_bytes, RamSource* ram) {
-  constexpr std::string_view kPrefix = "RamBlock";
-  for (const Key& key : saved.children) {
-    if (!key.name.starts_with(kPrefix)) continue;
-    char* end = nullptr;
-    const uint64_t block = std::strtoull(key.name.c_str() + kPrefix.size(), &end, 10);
+/// The number in a block's name.
+std::optional<uint64_t> BlockOf(const Key& key) {
+  const std::string_view digits = std::string_view(key.name).substr(kBlockPrefix.size());
+  uint64_t block = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), block);
+  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+  return block;
+}
+
+/// Of the blocks in the container itself, below `node`.
+Result<void> FindBlocks(const Key& node, bool compressed, uint64_t file_bytes, RamSource* ram) {
+  for (const Key& key : node.children) {
+    if (!key.name.starts_with(kBlockPrefix)) continue;
+    const auto block = BlockOf(key);
     const auto* object = std::get_if<FileObject>(&key.value);
-    if (end == key.name.c_str() + kPrefix.size() || *end != '\0' || block >= ram->places.size() ||
-        object == nullptr || object->size != kRamBlockBytes || object->offset > file_bytes ||
-        file_bytes - object->offset < kRamBlockBytes)
+    const bool known = block && *block < ram->places.size() && !ram->places[*block];
+    if (!known || object == nullptr || object->offset > file_bytes ||
+        file_bytes - object->offset < object->size)
       return MakeError(Code::kDataLoss, "'{}' is no block of memory", key.name);
-    ram->places[block] = object->offset;
+    const bool fits = compressed ? object->size != 0 && object->size < kRamBlockBytes
+                                 : object->size == kRamBlockBytes;
+    if (!fits) return MakeError(Code::kDataLoss, "'{}' has {} bytes", key.name, object->size);
+    ram->places[*block] = RamPlace{object->offset, compressed ? object->size : 0};
   }
   return {};
+}
+
+Result<void> FindAllBlocks(const Key& saved, uint64_t file_bytes, RamSource* ram) {
+  TRY_VOID(FindBlocks(saved, false, file_bytes, ram));
+  const Key* compressed = saved.Find("kvmbus/ram");
+  if (compressed == nullptr) return {};
+  const std::string compression = compressed->StringOr("compression", "");
+  if (compression != kCompression)
+    return MakeError(Code::kUnimplemented,
+                     "its memory is compressed in a way that this program does not know ('{}'); a "
+                     "newer one may",
+                     compression);
+  return FindBlocks(*compressed, true, file_bytes, ram);
 }
 
 Result<void> FindRam(const SavedStatePaths& paths, const Key& saved, Fd state_file,
                      SavedState* result) {
   if (paths.memory.empty()) {
     const uint64_t file_bytes = TRY(FileSize(state_file.get()));
-    TRY_VOID(FindBlocks(saved, file_bytes, &result->ram));
+    TRY_VOID(FindAllBlocks(saved, file_bytes, &result->ram));
     result->ram.file = std::move(state_file);
     return {};
   }
@@ -186,7 +239,7 @@ Result<void> FindRam(const SavedStatePaths& paths, const Key& saved, Fd state_fi
     const auto start = static_cast<off_t>(block * kRamBlockBytes);
     const off_t data = ::lseek(result->ram.file.get(), start, SEEK_DATA);
     if (data >= 0 && data < start + static_cast<off_t>(kRamBlockBytes))
-      result->ram.places[block] = block * kRamBlockBytes;
+      result->ram.places[block] = RamPlace{block * kRamBlockBytes};
   }
   return {};
 }
@@ -194,15 +247,16 @@ Result<void> FindRam(const SavedStatePaths& paths, const Key& saved, Fd state_fi
 Result<void> Parse(const SavedStatePaths& paths, Fd file, const GuestMemory& memory,
                    SavedState* result) {
   HvsReader::Limits limits;
-  limits.inline_bytes = kRamBlockBytes / 2;  // blocks of memory stay where they are
+  limits.inline_bytes = 0;  // blocks of memory stay where they are
   const HvsReader reader = TRY(HvsReader::Open(file.get(), limits));
   const Key* saved = reader.root().Find("savedstate");
   if (saved == nullptr) return Error(Code::kDataLoss, "it holds no saved state");
-  if (saved->IntOr("kvmbus/format", 0) == 0)
+  const int64_t format = saved->IntOr("kvmbus/format", 0);
+  if (format == 0)
     return Error(Code::kFailedPrecondition,
                  "another hypervisor made it, and its devices' states are not ours: delete the "
                  "saved state, or start and shut down the virtual machine where it was saved");
-  if (saved->IntOr("kvmbus/format", 0) != kFormat)
+  if (format != kFormat && format != kFormatCompressed)
     return Error(Code::kUnimplemented, "it needs a newer program");
   result->machine.vm_version = saved->IntOr("VmVersion", 0);
   result->machine.checkpoint = saved->StringOr("type", "") == "Snapshot";

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
 /// The files of a saved state: a HyperVStorage container with Hyper-V's keys for memory
-/// (/savedstate/RamMemoryBlock<d>, RamBlock<n>) and our own for devices (/savedstate/kvmbus). 6.2
-/// keeps all in one .vmrs; 5.0 has the memory apart, in a .bin as it lies in the memory file.
-/// Reference: "Hyper-V on-disk formats", 4.3.
+/// (/savedstate/RamMemoryBlock<d>, RamBlock<n>) and our own for devices and for blocks of memory
+/// that are compressed (/savedstate/kvmbus: Hyper-V would take one for a block of its own
+/// kind). 6.2 keeps all in one .vmrs; 5.0 has the memory apart, in a .bin as it lies in the memory
+/// file. Reference: "Hyper-V on-disk formats", 4.3.
 #pragma once
 
 #include <memory>
@@ -31,8 +32,10 @@ struct SavedMachine {
 /// Writes a saved state beside its place, and puts it there when it is whole.
 class SavedStateWriter final : public RamTarget {
  public:
+  /// kFailedPrecondition: the memory is `compressed`, and has a file of its own.
   static Result<std::unique_ptr<SavedStateWriter>> Create(const SavedStatePaths& paths,
-                                                          const GuestMemory& memory);
+                                                          const GuestMemory& memory,
+                                                          bool compressed = false);
   /// Removes what was not published.
   ~SavedStateWriter() override;
 
@@ -40,6 +43,10 @@ class SavedStateWriter final : public RamTarget {
   int fd() const override { return memory_file_.valid() ? memory_file_.get() : state_file_.get(); }
   bool HasPlace(uint64_t block) const override { return places_[block].size != 0; }
   Result<uint64_t> Place(uint64_t block) override;
+  Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) override;
+  bool IsCompressed(uint64_t block) const override {
+    return HasPlace(block) && places_[block].size != kRamBlockBytes;
+  }
 
   /// After the memory: durable, and under its names, from here on.
   Result<void> Publish(const SavedMachine& machine);
@@ -47,12 +54,13 @@ class SavedStateWriter final : public RamTarget {
  private:
   SavedStateWriter(SavedStatePaths paths, const GuestMemory& memory);
   Key Tree(const SavedMachine& machine) const;
+  void AddBlocks(bool compressed, Key* node) const;
 
   const SavedStatePaths paths_;
   const GuestMemory& memory_;
   Fd state_file_, memory_file_;
   std::unique_ptr<HvsWriter> writer_;
-  std::vector<FileObject> places_;  ///< of each block; size 0: none
+  std::vector<FileObject> places_;  ///< of each block; size 0: none; less than a block: compressed
   bool published_ = false;
 };
 

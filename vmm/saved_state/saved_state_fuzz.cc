@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Saved states whose containers are sound and whose keys say what the fuzzer likes: other types and
-// sizes, blocks of memory that there are not, objects that are cut off. What is taken can be
-// loaded, and is what the file has.
+// sizes, blocks of memory that there are not, objects that are cut off, compressed blocks that are
+// none. What is taken can be loaded, and is what the file has.
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/fuzz/fuzz_input.h"
 #include "vmm/hvs/hvs_writer.h"
+#include "vmm/saved_state/block_codec.h"
 #include "vmm/saved_state/ram_loader.h"
 #include "vmm/saved_state/saved_state.h"
 
@@ -32,6 +33,10 @@ constexpr const char* kNames[] = {
     "savedstate/kvmbus/format",
     "savedstate/kvmbus/devices",
     "savedstate/kvmbus/fdt",
+    "savedstate/kvmbus/ram",
+    "savedstate/kvmbus/ram/compression",
+    "savedstate/kvmbus/ram/RamBlock0",
+    "savedstate/kvmbus/ram/RamBlock2",
     "savedstate/kvmbus",
     "savedstate",
 };
@@ -53,8 +58,25 @@ FileObject Object(FuzzInput* input, HvsWriter* writer, int fd, uint32_t size) {
   return *object;
 }
 
+/// A block that was compressed, with something of it changed or cut off.
+FileObject Compressed(FuzzInput* input, HvsWriter* writer, int fd) {
+  static const std::vector<uint8_t> sound = [] {
+    std::vector<uint8_t> block(kRamBlockBytes), compressed;
+    for (size_t i = 0; i < block.size(); ++i) block[i] = static_cast<uint8_t>(i * i >> 12);
+    KVMBUS_ASSERT(BlockCompressor().Compress(block, &compressed));
+    return compressed;
+  }();
+  std::vector<uint8_t> bytes = sound;
+  const uint8_t changes = input->Byte();
+  for (int i = 0; i < changes % 8; ++i) bytes[input->Word() % bytes.size()] ^= input->Byte();
+  if (changes >= 128) bytes.resize(1 + input->Word() % bytes.size());
+  auto object = writer->Reserve(static_cast<uint32_t>(bytes.size()));
+  KVMBUS_ASSERT(object.ok() && PWriteAll(fd, bytes, object->offset).ok());
+  return *object;
+}
+
 Key::Value Value(FuzzInput* input, HvsWriter* writer, int fd) {
-  switch (input->Byte() % 6) {
+  switch (input->Byte() % 8) {
     case 0:
       return int64_t{input->Word()};
     case 1:
@@ -67,6 +89,10 @@ Key::Value Value(FuzzInput* input, HvsWriter* writer, int fd) {
       return KeyBytes{SoundMemoryBlock()};
     case 4:
       return Object(input, writer, fd, kRamBlockBytes);
+    case 5:
+      return Compressed(input, writer, fd);
+    case 6:
+      return "zstd";
     default:
       return Object(input, writer, fd, input->Take<uint32_t>() % (2 * kRamBlockBytes));
   }
@@ -97,13 +123,17 @@ Key Tree(FuzzInput* input, HvsWriter* writer, int fd) {
 void Load(GuestMemory* memory, SavedState state, int file) {
   RamLoader::Options options;
   options.lazy = false;
-  const std::vector<std::optional<uint64_t>> places = state.ram.places;
+  const std::vector<std::optional<RamPlace>> places = state.ram.places;
+  const bool plain = std::none_of(places.begin(), places.end(), [](const auto& place) {
+    return place && place->compressed_bytes != 0;
+  });
   const auto loader = RamLoader::Start(*memory, std::move(state.ram), options, [](const Error&) {});
-  KVMBUS_ASSERT(loader.ok());
+  KVMBUS_ASSERT(loader.ok() || (!plain && loader.error().code() == Code::kDataLoss));
+  if (!loader.ok()) return;
   std::vector<uint8_t> expected(kRamBlockBytes);
   for (uint64_t block = 0; block < places.size(); ++block) {
-    if (!places[block]) continue;
-    KVMBUS_ASSERT(PReadAll(file, expected, *places[block]).ok());
+    if (!places[block] || places[block]->compressed_bytes != 0) continue;
+    KVMBUS_ASSERT(PReadAll(file, expected, places[block]->offset).ok());
     KVMBUS_ASSERT(
         std::equal(expected.begin(), expected.end(), memory->base() + block * kRamBlockBytes));
   }
