@@ -83,8 +83,7 @@ struct JobOptions {
   void AddTo(CLI::App* verb, bool names_checkpoint) {
     verb->add_option("VM", vm, "Name or id")->required();
     if (names_checkpoint) verb->add_option("CHECKPOINT", checkpoint, "Name or id")->required();
-    verb->add_option("--request-id", request_id, "Asked for again, it is the same job");
-    verb->add_flag("--detach", detach, "Print the job's id, and do not wait for its end");
+    AddJobOptions(verb, &request_id, &detach);
   }
   std::string Request() const { return request_id.empty() ? NewRequestId() : request_id; }
 };
@@ -99,11 +98,13 @@ void AddCreate(CLI::App* checkpoint, Context& context) {
   auto* flag = verb->add_flag("--standard", *standard, "With memory, whatever the policy says");
   verb->add_flag("--production", *production, "The guest's file systems at rest, no memory")
       ->excludes(flag);
+  verb->add_flag("--compress", options->flag, "The memory, by zstd: a smaller file");
   verb->callback([&context, options, name, standard, production] {
     api::CreateCheckpointRequest request;
     request.set_vm(options->vm);
     request.set_name(*name);
     request.set_request_id(options->Request());
+    request.set_compress(options->flag);
     if (*standard) request.set_kind(api::STANDARD_CHECKPOINT);
     if (*production) request.set_kind(api::PRODUCTION_CHECKPOINT);
     context.exit_status =

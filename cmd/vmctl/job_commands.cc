@@ -27,6 +27,10 @@ std::string KindName(config::JobKind kind) {
       return "export";
     case config::IMPORT_VM:
       return "import";
+    case config::SAVE_VM:
+      return "save";
+    case config::UPGRADE_VM:
+      return "upgrade";
     default:
       return "?";
   }
@@ -87,6 +91,11 @@ int List(const Context& context) {
 }  // namespace
 
 std::string NewRequestId() { return vmm::Guid::Random().ToString(); }
+
+void AddJobOptions(CLI::App* verb, std::string* request_id, bool* detach) {
+  verb->add_option("--request-id", *request_id, "Asked for again, it is the same job");
+  verb->add_flag("--detach", *detach, "Print the job's id, and do not wait for its end");
+}
 
 int AwaitJob(const Context& context, Client& client, const config::Job& job, bool detach) {
   if (detach) {

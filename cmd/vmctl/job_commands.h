@@ -12,6 +12,9 @@ namespace kvmbus::cmd {
 /// The exit status.
 int AwaitJob(const Context& context, Client& client, const config::Job& job, bool detach);
 
+/// --request-id and --detach of a command that begins a job.
+void AddJobOptions(CLI::App* verb, std::string* request_id, bool* detach);
+
 /// A random one, so that a call that is made twice is one job.
 std::string NewRequestId();
 

@@ -70,12 +70,6 @@ int Export(const Context& context, const api::ExportVmRequest& request, bool det
   return AwaitJob(context, client, job, detach);
 }
 
-/// What both have.
-void AddJobOptions(CLI::App* verb, std::string* request_id, bool* detach) {
-  verb->add_option("--request-id", *request_id, "Asked for again, it is the same job");
-  verb->add_flag("--detach", *detach, "Print the job's id, and do not wait for its end");
-}
-
 }  // namespace
 
 void AddImportCommand(CLI::App* vm, Context& context) {

@@ -11,6 +11,7 @@
 #include "cmd/vmctl/client.h"
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
+#include "cmd/vmctl/job_commands.h"
 #include "vmm/guid/guid.h"
 
 namespace kvmbus::cmd {
@@ -163,6 +164,16 @@ class VmCommands {
     return Show(status, reply, quiet_table);
   }
 
+  /// A call whose answer is a job.
+  template <typename Request, typename Method>
+  int Job(const Request& request, Method method, bool detach) {
+    config::Job job;
+    grpc::ClientContext call;
+    if (const int failed = client_.Check((client_.machines().*method)(&call, request, &job)))
+      return failed;
+    return AwaitJob(context_, client_, job, detach);
+  }
+
   int Delete(const std::string& vm) {
     api::VmReference request;
     request.set_vm(vm);
@@ -182,7 +193,8 @@ class VmCommands {
     api::UpgradeVmRequest request;
     request.set_vm(vm);
     request.set_discard_saved_states(true);
-    return Simple(request, &api::VirtualMachines::Stub::UpgradeVm);
+    request.set_request_id(NewRequestId());
+    return Job(request, &api::VirtualMachines::Stub::UpgradeVm, false);
   }
 
   int Stop(const api::StopVmRequest& request) {
@@ -307,6 +319,24 @@ int Create(Context& context, const CreateArguments& arguments) {
   return VmCommands(context).Simple(request, &api::VirtualMachines::Stub::CreateVm);
 }
 
+void AddSaveCommand(CLI::App* vm, Context& context) {
+  auto request = std::make_shared<api::SaveVmRequest>();
+  auto name = std::make_shared<std::string>(), request_id = std::make_shared<std::string>();
+  auto compress = std::make_shared<bool>(false), detach = std::make_shared<bool>(false);
+  CLI::App* verb = vm->add_subcommand(
+      "save", "Save memory and devices to files, and stop; 'start' goes on from there");
+  verb->add_option("VM", *name, "Name or id")->required();
+  verb->add_flag("--compress", *compress, "The memory, by zstd: a smaller file");
+  AddJobOptions(verb, request_id.get(), detach.get());
+  verb->callback([=, &context] {
+    request->set_vm(*name);
+    request->set_compress(*compress);
+    request->set_request_id(request_id->empty() ? NewRequestId() : *request_id);
+    context.exit_status =
+        VmCommands(context).Job(*request, &api::VirtualMachines::Stub::SaveVm, *detach);
+  });
+}
+
 /// For backup scripts. They are documented, but not among the help's verbs: whoever looks for a way
 /// to stop a machine must not find them.
 void AddFreezeCommands(CLI::App* vm, Context& context) {
@@ -409,8 +439,6 @@ void AddVmCommands(CLI::App& app, Context& context) {
        [=](VmCommands& c, const std::string& v) {
          return c.Simple(reference(v), &Stub::ResumeVm);
        }},
-      {"save", "Save memory and devices to files, and stop; 'start' goes on from there",
-       [=](VmCommands& c, const std::string& v) { return c.Simple(reference(v), &Stub::SaveVm); }},
       {"discard", "Give up the saved state of a saved one; it is off afterwards",
        [=](VmCommands& c, const std::string& v) {
          return c.Simple(reference(v), &Stub::DiscardSavedState);
@@ -475,6 +503,7 @@ void AddVmCommands(CLI::App& app, Context& context) {
     context.exit_status = VmCommands(context).Simple(request, &api::VirtualMachines::Stub::WaitVm);
   });
 
+  AddSaveCommand(vm, context);
   AddFreezeCommands(vm, context);
 
   auto pulse_target = std::make_shared<std::string>();

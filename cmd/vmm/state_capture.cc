@@ -58,9 +58,10 @@ Result<void> StateCapture::CopyLive() {
   source_.FinishLoading();
   vmm::Machine& machine = source_.machine();
   writer_ = TRY(vmm::SavedStateWriter::Create({request_.state_path(), request_.memory_path()},
-                                              machine.memory()));
+                                              machine.memory(), request_.compress()));
   vmm::RamSaver::Options options;
   options.copy_on_write = !request_.stop();
+  options.compress = request_.compress();
   saver_ = std::make_unique<vmm::RamSaver>(machine.memory(), machine.vm().dirty_tracker(), *writer_,
                                            options, [this](uint64_t done, uint64_t total) {
                                              done_bytes_ = done;

@@ -73,8 +73,9 @@ class ChangeSignal {
 
 class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Service {
  public:
-  VirtualMachinesService(vmm::Loop& loop, Inventory& inventory, vmm::Checkpoints& checkpoints)
-      : loop_(loop), inventory_(inventory), checkpoints_(checkpoints) {}
+  VirtualMachinesService(vmm::Loop& loop, Inventory& inventory, vmm::Checkpoints& checkpoints,
+                         vmm::StateJobs& state_jobs)
+      : loop_(loop), inventory_(inventory), checkpoints_(checkpoints), state_jobs_(state_jobs) {}
 
   grpc::Status CreateVm(grpc::ServerContext*, const api::CreateVmRequest* request,
                         api::VmStatus* reply) override {
@@ -120,11 +121,12 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
   }
 
   grpc::Status UpgradeVm(grpc::ServerContext*, const api::UpgradeVmRequest* request,
-                         api::VmStatus* reply) override {
+                         config::Job* reply) override {
     return OnLoop([&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
-      TRY_VOID(inventory_.Upgrade(id, request->discard_saved_states()));
-      return FillStatus(id, reply);
+      *reply = Shown(
+          TRY(state_jobs_.Upgrade(id, request->discard_saved_states(), request->request_id())));
+      return {};
     });
   }
 
@@ -203,10 +205,12 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     return CallWorker(request->vm(), std::move(call), kPulseTimeoutNs, reply);
   }
 
-  grpc::Status SaveVm(grpc::ServerContext*, const api::VmReference* request,
-                      api::VmStatus* reply) override {
-    return Act(request->vm(), reply, [this](const std::string& id, Inventory::Done done) {
-      inventory_.Save(id, std::move(done));
+  grpc::Status SaveVm(grpc::ServerContext*, const api::SaveVmRequest* request,
+                      config::Job* reply) override {
+    return OnLoop([&]() -> Result<void> {
+      const std::string id = TRY(inventory_.Resolve(request->vm()));
+      *reply = Shown(TRY(state_jobs_.Save(id, request->compress(), request->request_id())));
+      return {};
     });
   }
   grpc::Status DiscardSavedState(grpc::ServerContext*, const api::VmReference* request,
@@ -387,6 +391,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
   vmm::Loop& loop_;
   Inventory& inventory_;
   vmm::Checkpoints& checkpoints_;
+  vmm::StateJobs& state_jobs_;
 };
 
 class ApiServer::HostService final : public api::Host::Service {
@@ -427,12 +432,12 @@ ApiServer::~ApiServer() {
   if (server_) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
 }
 
-Result<std::unique_ptr<ApiServer>> ApiServer::Listen(vmm::Loop& loop, Inventory& inventory,
-                                                     vmm::Checkpoints& checkpoints,
-                                                     vmm::Transfers& transfers, vmm::Jobs& jobs,
+Result<std::unique_ptr<ApiServer>> ApiServer::Listen(const Parts& parts,
                                                      const std::string& socket) {
+  auto& [loop, inventory, checkpoints, transfers, state_jobs, jobs] = parts;
   std::unique_ptr<ApiServer> self(new ApiServer());
-  self->machines_ = std::make_unique<VirtualMachinesService>(loop, inventory, checkpoints);
+  self->machines_ =
+      std::make_unique<VirtualMachinesService>(loop, inventory, checkpoints, state_jobs);
   self->host_ = std::make_unique<HostService>(inventory);
   self->disks_ = MakeDisksService(loop, inventory);
   self->checkpoints_ = MakeCheckpointsService(loop, inventory, checkpoints);

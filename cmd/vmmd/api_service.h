@@ -10,6 +10,7 @@
 
 #include "vmm/event/loop.h"
 #include "vmm/manager/checkpoints.h"
+#include "vmm/manager/state_jobs.h"
 #include "vmm/manager/transfers.h"
 
 namespace kvmbus::cmd {
@@ -17,10 +18,17 @@ namespace kvmbus::cmd {
 /// Serves until destroyed. Calls run on gRPC's threads and are posted to the inventory's loop.
 class ApiServer {
  public:
+  /// All outlive the server.
+  struct Parts {
+    vmm::Loop& loop;
+    vmm::Inventory& inventory;
+    vmm::Checkpoints& checkpoints;
+    vmm::Transfers& transfers;
+    vmm::StateJobs& state_jobs;
+    vmm::Jobs& jobs;
+  };
   /// `socket` is a path; its mode becomes 0660.
-  static vmm::Result<std::unique_ptr<ApiServer>> Listen(vmm::Loop& loop, vmm::Inventory& inventory,
-                                                        vmm::Checkpoints& checkpoints,
-                                                        vmm::Transfers& transfers, vmm::Jobs& jobs,
+  static vmm::Result<std::unique_ptr<ApiServer>> Listen(const Parts& parts,
                                                         const std::string& socket);
   ~ApiServer();
 

@@ -26,6 +26,7 @@ class CheckpointsService final : public api::Checkpoints::Service {
       options.vm = id;
       options.name = request->name();
       options.request_id = request->request_id();
+      options.compress = request->compress();
       if (request->kind() == api::STANDARD_CHECKPOINT)
         options.kind = Checkpoints::Kind::kStandard;
       else if (request->kind() == api::PRODUCTION_CHECKPOINT)

@@ -98,8 +98,9 @@ Result<void> Serve(const Options& options) {
   ImageFiles images;
   vmm::Checkpoints checkpoints(*loop, *inventory, *jobs, images);
   vmm::Transfers transfers(*loop, *inventory, checkpoints, *jobs, images);
-  auto server =
-      TRY(ApiServer::Listen(*loop, *inventory, checkpoints, transfers, *jobs, options.socket));
+  vmm::StateJobs state_jobs(*loop, *inventory, *jobs);
+  auto server = TRY(ApiServer::Listen(
+      {*loop, *inventory, checkpoints, transfers, state_jobs, *jobs}, options.socket));
   spdlog::info("listening on '{}'", options.socket);
   ::sd_notify(0, "READY=1");
   loop->Run();

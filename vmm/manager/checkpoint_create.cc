@@ -51,6 +51,7 @@ Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ende
   config::Job job = TRY(
       Begin(config::CREATE_CHECKPOINT, vm.id(), options.request_id, "a checkpoint is being made"));
   job.set_checkpoint(options.id.empty() ? UpperCase(Guid::Random().ToString()) : options.id);
+  job.set_compress(options.compress);
   merger_.Suspend(vm.id(), [this, alive = alive_, job, options, ended = std::move(ended)] {
     if (*alive) PlanCreate(job, options, ended);
   });
@@ -155,6 +156,7 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
   worker::Request request;
   worker::CaptureRequest& capture = *request.mutable_capture();
   if (kind == Kind::kStandard) NameSavedState(checkpoint, &capture);
+  capture.set_compress(job.compress());
   for (int i = 0; i < checkpoint.disks_size(); ++i) {
     if (!IsWritten(checkpoint.disks(i))) continue;
     worker::CreateChildRequest* child = capture.add_children();

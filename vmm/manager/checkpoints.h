@@ -36,7 +36,8 @@ class Checkpoints {
     std::string request_id;    ///< asked for again, it is the same job
     std::optional<Kind> kind;  ///< none: as the VM's policy says
     bool automatic = false;
-    std::string id;  ///< "": a new one
+    std::string id;         ///< "": a new one
+    bool compress = false;  ///< the memory of a running one
   };
   using Ended = std::function<void(const Result<void>&)>;
 

@@ -78,7 +78,7 @@ class Inventory {
   /// `done` when the worker is gone.
   void TurnOff(const std::string& id, Done done);
   /// Into the files of its configuration; `done` when it is Saved. Merges of its disks stand aside.
-  void Save(const std::string& id, Done done);
+  void Save(const std::string& id, bool compress, Done done);
   /// A Saved one is Off afterwards, as if it had been turned off in place of saved.
   Result<void> DiscardSaved(const std::string& id);
   /// A request that the worker answers: pause, resume, pulse, counters, describe.
@@ -133,7 +133,7 @@ class Inventory {
   void HoldAndLaunch(const std::string& id, Done done);
   void Launch(const std::string& id, Done done);
   // inventory_save.cc
-  void Capture(const std::string& id, Done done);
+  void Capture(const std::string& id, bool compress, Done done);
   void CommitSaved(Record& record);
   void TidySavedState(const config::Vm& vm);
   void ResumeRestored(Record& record);

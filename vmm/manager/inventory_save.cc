@@ -36,7 +36,7 @@ Result<void> CheckNotSaved(const config::Vm& vm) {
                    vm.name());
 }
 
-void Inventory::Save(const std::string& id, Done done) {
+void Inventory::Save(const std::string& id, bool compress, Done done) {
   if (auto reserved = Reserve(id, "it is being saved"); !reserved.ok()) return done(reserved);
   const Done ended = [this, alive = alive_, id,
                       done = std::move(done)](const Result<void>& result) {
@@ -45,21 +45,22 @@ void Inventory::Save(const std::string& id, Done done) {
     done(result);
     if (*alive && image_worker_ != nullptr) image_worker_->Resume(id);
   };
-  if (image_worker_ == nullptr) return Capture(id, ended);
+  if (image_worker_ == nullptr) return Capture(id, compress, ended);
   // A disk that is being merged cannot be part of a saved state; when the worker is gone, the merge
   // goes on here.
-  image_worker_->Suspend(id, [this, alive = alive_, id, ended] {
-    if (*alive) Capture(id, ended);
+  image_worker_->Suspend(id, [this, alive = alive_, id, compress, ended] {
+    if (*alive) Capture(id, compress, ended);
   });
 }
 
-void Inventory::Capture(const std::string& id, Done done) {
+void Inventory::Capture(const std::string& id, bool compress, Done done) {
   const Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
   worker::Request request;
   NameSavedState(record->config, request.mutable_capture());
   request.mutable_capture()->set_stop(true);
+  request.mutable_capture()->set_compress(compress);
   Call(id, std::move(request), kSaveTimeoutNs,
        [this, alive = alive_, id, done = std::move(done)](const Result<worker::Reply>& reply) {
          if (!*alive) return;

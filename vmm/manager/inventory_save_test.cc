@@ -91,6 +91,7 @@ class InventorySaveTest : public testing::Test {
       reply.mutable_hello()->mutable_status()->set_pid(static_cast<uint32_t>(process_));
     } else if (request.has_capture()) {
       ++captures_;
+      EXPECT_TRUE(request.capture().stop() && request.capture().compress());
       if (fails_)
         reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kResourceExhausted));
       else
@@ -106,7 +107,7 @@ class InventorySaveTest : public testing::Test {
   }
   void Save() {
     result_.reset();
-    inventory_->Save(kId, [this](const Result<void>& saved) { result_ = saved; });
+    inventory_->Save(kId, true, [this](const Result<void>& saved) { result_ = saved; });
   }
 
   std::string State() const { return folder_ + "/state/Virtual Machines/" + kId + ".vmrs"; }

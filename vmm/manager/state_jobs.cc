@@ -26,11 +26,12 @@ void StateJobs::End(const std::string& job, const Result<void>& result) {
   jobs_.End(job, result);
 }
 
-Result<config::Job> StateJobs::Save(const std::string& vm, const std::string& request_id) {
+Result<config::Job> StateJobs::Save(const std::string& vm, bool compress,
+                                    const std::string& request_id) {
   if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
   const config::Job job = TRY(Begin(config::SAVE_VM, vm, request_id));
   follower_.Follow(job.id(), vm);
-  inventory_.Save(vm, [this, alive = alive_, id = job.id()](const Result<void>& saved) {
+  inventory_.Save(vm, compress, [this, alive = alive_, id = job.id()](const Result<void>& saved) {
     if (*alive) End(id, saved);
   });
   return jobs_.Get(job.id());
