@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Drives DiskIo with the pattern of 'qemu-img bench': requests of one size, each a step after the
-// last one, a number of them under way; a flush after every so many, for which all before it end.
-// Prints one line of JSON.
+// last one, all of them with the same memory, a number of them under way; a flush after every so
+// many, for which all before it end. Each completion is answered at once by the next request, which
+// goes to the host at once, so that its disk has something to do while the next completion is
+// looked at. With --batch it is as our SCSI device does it: what completes together is answered
+// together. Prints one line of JSON.
 #include <fmt/format.h>
 #include <sys/resource.h>
 
@@ -18,18 +21,21 @@ struct Options {
   std::string path;
   uint64_t create_bytes = 0;
   uint64_t count = 1000, bytes = 4096, step = 4096, depth = 1, flush_interval = 0;
-  bool write = false, threads = false, buffered = false;
+  bool write = false, threads = false, buffered = false, batch = false;
 };
 
 class Load final : public DiskCompletion {
  public:
   Load(const Options& options, uint64_t disk_bytes, DiskQueue& queue, vmm::Loop& loop)
-      : options_(options), disk_bytes_(disk_bytes), queue_(queue), loop_(loop) {
+      : options_(options),
+        disk_bytes_(disk_bytes),
+        queue_(queue),
+        loop_(loop),
+        buffer_(static_cast<uint8_t*>(std::aligned_alloc(4096, options.bytes))) {
+    std::fill_n(buffer_.get(), options.bytes, uint8_t{0x5a});
     slots_.resize(options.depth);
     for (Slot& slot : slots_) {
-      slot.buffer.reset(static_cast<uint8_t*>(std::aligned_alloc(4096, options.bytes)));
-      std::fill_n(slot.buffer.get(), options.bytes, uint8_t{0x5a});
-      slot.piece = {slot.buffer.get(), options.bytes};
+      slot.piece = {buffer_.get(), options.bytes};
       slot.request.iov = {&slot.piece, 1};
       slot.request.completion = this;
       idle_.push_back(&slot);
@@ -65,6 +71,9 @@ class Load final : public DiskCompletion {
     idle_.push_back(&slot);
     ++completed_;
     if (options_.flush_interval != 0 && completed_ % options_.flush_interval == 0) Flush();
+    if (options_.batch) return;
+    SubmitAll();
+    queue_.Kick();
   }
 
   uint64_t flushes() const { return flushes_; }
@@ -81,7 +90,6 @@ class Load final : public DiskCompletion {
   struct Slot {
     DiskRequest request;  // first: OnDiskComplete finds the slot by it
     iovec piece{};
-    std::unique_ptr<uint8_t, Free> buffer;
     uint64_t started = 0;
   };
 
@@ -112,6 +120,7 @@ class Load final : public DiskCompletion {
   const uint64_t disk_bytes_;
   DiskQueue& queue_;
   vmm::Loop& loop_;
+  const std::unique_ptr<uint8_t, Free> buffer_;
   std::vector<Slot> slots_;
   std::vector<Slot*> idle_;
   DiskRequest flush_;
@@ -183,6 +192,7 @@ int main(int argc, char** argv) {
   app.add_option("--flush-interval", options.flush_interval, "requests between flushes, 0: none");
   app.add_flag("--write", options.write);
   app.add_flag("--threads", options.threads, "without io_uring");
+  app.add_flag("--batch", options.batch, "answer what completes together with one batch");
   app.add_flag("--buffered", options.buffered, "through the page cache");
   CLI11_PARSE(app, argc, argv);
   const auto done = options.create_bytes != 0 ? Create(options) : Measure(options);
