@@ -6,6 +6,7 @@
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -36,6 +37,52 @@ TEST(HostEngineTest, ThreadsServeWhereIoUringIsForbidden) {
       },
       testing::ExitedWithCode(0), "");
   EXPECT_EQ(MakeHostEngine(true)->name(), "threads");
+}
+
+class Counter final : public HostCompletion {
+ public:
+  void OnTransferDone(HostTransfer&, int error) override {
+    EXPECT_EQ(error, 0);
+    ++done;
+  }
+  size_t done = 0;
+};
+
+/// Eight of a batch keep the disk busy while the rest is prepared, without a Kick.
+TEST(HostEngineTest, TheDiskBeginsBeforeABatchIsWhole) {
+  auto engine = MakeUringEngine();
+  if (engine == nullptr) GTEST_SKIP() << "io_uring is forbidden here";
+  char path[] = "/tmp/host-engine-test-XXXXXX";
+  const vmm::Fd made(::mkstemp(path));
+  ASSERT_EQ(::ftruncate(made.get(), 1 << 20), 0);
+  const auto file = OpenBlockFile(path, false).value();
+  ::unlink(path);
+  if (!file->GoDirect(4096).ok()) GTEST_SKIP() << "no direct I/O in /tmp";
+  const auto loop = vmm::Loop::Create().value();
+  const auto queue = engine->OpenQueue(*loop).value();
+  AlignedBuffer buffer(4096);
+  Counter counter;
+  std::vector<HostTransfer> transfers(9);
+  for (HostTransfer& transfer : transfers) {
+    transfer.file = file.get();
+    transfer.iov = {{buffer.span().data(), 4096}};
+    transfer.completion = &counter;
+  }
+  const auto submit = [&](size_t first, size_t count) {
+    for (size_t i = first; i < first + count; ++i) queue->Submit(transfers[i]);
+  };
+  submit(0, 7);
+  loop->RunOnce(0);
+  EXPECT_EQ(counter.done, 0u) << "a short batch is handed over whole";
+  submit(7, 1);
+  for (int turns = 0; counter.done != 8 && turns < 50; ++turns) loop->RunOnce(500);
+  EXPECT_EQ(counter.done, 8u);
+  submit(8, 1);
+  loop->RunOnce(0);
+  EXPECT_EQ(counter.done, 8u);
+  queue->Kick();
+  queue->Drain();
+  EXPECT_EQ(counter.done, 9u);
 }
 
 }  // namespace

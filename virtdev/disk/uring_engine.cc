@@ -13,6 +13,9 @@ namespace {
 
 constexpr unsigned kEntries = 256;
 constexpr size_t kMaxPlainBytes = 1u << 30;
+/// The kernel's plug holds back what one call hands over until all of it is prepared. The disk
+/// waits for so many of a batch, not for all.
+constexpr unsigned kPiece = 8;
 
 /// Fewer interruptions of a thread that runs anyway; kernels before 5.19 do not know it.
 constexpr unsigned kSetupFlags = IORING_SETUP_COOP_TASKRUN;
@@ -46,6 +49,8 @@ class UringQueue final : public HostQueue {
     if (transfer.file->fd() < 0) return Done(transfer, TransferNow(transfer));
     waiting_.push_back(&transfer);
     Fill();
+    const bool waits_for_disk = !transfer.file->alignment().is_none();  // not for the page cache
+    if (waits_for_disk && ::io_uring_sq_ready(&ring_) >= kPiece) Enter();
   }
 
   void Kick() override {
