@@ -76,9 +76,9 @@ class TreeGroup(Group):
     def tear_down(self):
         self.vm.remove()
 
-    def create(self, name):
+    def create(self, name, *options):
         self.counts[name] = self.mark.write(name)
-        self.service.vmctl("checkpoint", "create", "tree", "--name", name)
+        self.service.vmctl("checkpoint", "create", "tree", "--name", name, *options)
 
     def apply(self, name, *options):
         self.service.vmctl("checkpoint", "apply", "tree", name, *options)
@@ -92,8 +92,8 @@ class Checkpoints(TreeGroup):
     """Three checkpoints in a row and a branch from the first, applied back and forth."""
 
     def test_three_in_a_row(self):
-        for name in ("one", "two", "three"):
-            self.create(name)
+        for name, *options in (("one",), ("two", "--compress"), ("three",)):
+            self.create(name, *options)
             self.mark.check(name, self.counts[name])
         tree = [(entry["name"], entry["depth"], entry["kind"], entry["current"])
                 for entry in checkpoints(self.service, "tree")]

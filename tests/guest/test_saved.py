@@ -125,6 +125,16 @@ class SavedFiles(SavedGroup):
         self.vm.start()
         self.witness.check()
 
+    def test_a_compressed_one_goes_on_too(self):
+        self.service.vmctl("vm", "save", "saved")
+        plain = os.path.getsize(self.state_file())
+        self.vm.start()
+        self.service.vmctl("vm", "save", "saved", "--compress")
+        compressed = os.path.getsize(self.state_file())
+        expect(32 << 20 < compressed < plain, f"{compressed} bytes compressed, {plain} as it is")
+        self.vm.start()
+        self.witness.check(rounds=True)
+
     def test_it_can_be_given_up(self):
         self.service.vmctl("vm", "save", "saved")
         path = self.state_file()
