@@ -402,7 +402,8 @@ void Inventory::Call(const std::string& id, worker::Request request, uint64_t ti
   Record* record = Find(id);
   if (record == nullptr)
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
-  if (!record->active() || !record->link)
+  // One that was found running is asked at once: it has not said its process yet.
+  if (!record->link)
     return done(MakeError(Code::kFailedPrecondition,
                           "'{}' is not running; start it first ('vmctl vm start')",
                           record->config.name()));
