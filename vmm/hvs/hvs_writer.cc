@@ -103,8 +103,10 @@ Result<FileObject> HvsWriter::Reserve(uint32_t size) {
 
 void HvsWriter::GiveUp(const FileObject& object) {
   const std::lock_guard lock(mutex_);
-  const auto at = std::find(objects_.begin(), objects_.end(), object);
-  KVMBUS_ASSERT(at != objects_.end());
+  const auto at = std::lower_bound(
+      objects_.begin(), objects_.end(), object,
+      [](const FileObject& a, const FileObject& b) { return a.offset < b.offset; });
+  KVMBUS_ASSERT(at != objects_.end() && *at == object);
   objects_.erase(at);
   // Where the file system cannot, the bytes stay: nobody reads them.
   (void)::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

@@ -25,8 +25,8 @@ class RamTarget {
   virtual bool HasPlace(uint64_t block) const = 0;
   /// The offset of the block in the file, 4 KiB aligned; what is not written there reads as zeroes.
   virtual Result<uint64_t> Place(uint64_t block) = 0;
-  /// A block that has no place yet, all of it (see block_codec.h). Place gives it another one,
-  /// where nothing of it is.
+  /// All of a block (see block_codec.h) that has no place yet, or was compressed before. Place
+  /// gives it another one, where nothing of it is.
   virtual Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) = 0;
   virtual bool IsCompressed(uint64_t block) const = 0;
 };

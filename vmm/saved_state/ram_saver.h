@@ -25,14 +25,14 @@ namespace kvmbus::vmm {
 /// that has it is in the file. So the stop is short whatever the size of the memory and however
 /// much the guest writes.
 ///
-/// With `compress` the live copy is compressed. A block of it that the guest changes is written as
-/// it is, all of it: what it waits for is not to take longer.
+/// With `compress` blocks are compressed. One of them that the guest changes is written anew, all
+/// of it: in the stop, and while the guest waits for it, as it is, so that neither takes longer.
 class RamSaver {
  public:
   struct Options {
     unsigned threads = 2;
     bool copy_on_write = true;
-    bool compress = false;  ///< what the guest does not change meanwhile
+    bool compress = false;  ///< but for what somebody waits for
   };
   /// Any thread; bytes of guest memory. False: give up (kCancelled).
   using Progress = std::function<bool(uint64_t done, uint64_t total)>;
@@ -56,13 +56,13 @@ class RamSaver {
   Result<void> ForEachBlock(const std::function<Result<void>(uint64_t block)>& work);
   Result<void> SaveBacked(uint64_t block);
   Result<void> SaveCompressed(uint64_t block);
-  Result<void> SavePages(uint64_t block);
+  Result<void> SavePages(uint64_t block, bool somebody_waits);
   Result<void> Write(uint64_t block, uint64_t first_page, uint64_t pages);
   bool ReadBlock(uint64_t block, std::vector<uint8_t>* content);
   uint64_t PagesToWrite() const;
   Result<void> TakeDirty(bool last);
   Result<void> ProtectRest();
-  Result<void> SaveClaimed(uint64_t block);
+  Result<void> SaveClaimed(uint64_t block, bool somebody_waits);
   void ServeFaults();
   void EndFaults();
   bool Report(uint64_t done);

@@ -90,7 +90,7 @@ Result<void> RamSaver::CopyLive() {
     before = left;
     TRY_VOID(ForEachBlock([&](uint64_t block) -> Result<void> {
       if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
-      return SavePages(block);
+      return SavePages(block, false);
     }));
   }
   return {};
@@ -138,18 +138,22 @@ Result<void> RamSaver::SaveCompressed(uint64_t block) {
   thread_local BlockCompressor compressor;
   thread_local std::vector<uint8_t> content, compressed;
   // Of a copy: the guest may change the memory meanwhile.
-  if (!ReadBlock(block, &content)) return {};
+  if (!ReadBlock(block, &content)) {
+    if (target_.HasPlace(block)) TRY_VOID(target_.Place(block));  // a new one: zeroes
+    return {};
+  }
   if (!compressor.Compress(content, &compressed)) return SaveBacked(block);
   bytes_written_ += compressed.size();
   return target_.PutCompressed(block, compressed);
 }
 
 /// The block's pages of the rest, which are not of it any more.
-Result<void> RamSaver::SavePages(uint64_t block) {
+Result<void> RamSaver::SavePages(uint64_t block, bool somebody_waits) {
   const uint64_t first = block * kRamBlockPages;
   if (!rest_.AnyIn(first, kRamBlockPages)) return {};
   if (target_.IsCompressed(block)) {
     for (uint64_t page = first; page < first + kRamBlockPages; ++page) rest_.Remove(page);
+    if (!somebody_waits) return SaveCompressed(block);
     TRY_VOID(target_.Place(block));
     return SaveBacked(block);
   }
@@ -199,7 +203,7 @@ Result<void> RamSaver::HoldRest() {
     spdlog::warn("the guest waits until its memory is saved: {}", protect.error().ToString());
     EndFaults();
   }
-  return ForEachBlock([this](uint64_t block) { return SavePages(block); });
+  return ForEachBlock([this](uint64_t block) { return SavePages(block, true); });
 }
 
 /// Pages that are mapped elsewhere too are written at once: there they could be changed unseen.
@@ -210,7 +214,7 @@ Result<void> RamSaver::ProtectRest() {
   PageSet mapped(memory_.ram_pages());
   memory_.AddMappedPages(&mapped);
   for (uint64_t block = 0; block < blocks(); ++block) {
-    if (mapped.AnyIn(block * kRamBlockPages, kRamBlockPages)) TRY_VOID(SavePages(block));
+    if (mapped.AnyIn(block * kRamBlockPages, kRamBlockPages)) TRY_VOID(SavePages(block, true));
   }
   const auto any = [this](uint64_t block) {
     return rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
@@ -232,7 +236,8 @@ void RamSaver::ServeFaults() {
   const auto base = reinterpret_cast<uint64_t>(memory_.base());
   while (const auto fault = userfault_->Wait(stop_.get())) {
     const uint64_t block = (fault->address - base) / kRamBlockBytes;
-    if (SaveClaimed(block).ok() && claims_[block] != kSaved) continue;  // who has it will wake them
+    if (SaveClaimed(block, true).ok() && claims_[block] != kSaved)
+      continue;  // who has it will wake them
     // In the file, or it will never be: the guest goes on.
     if (claims_[block] != kSaved) fault_failed_ = true;
     (void)userfault_->Unprotect(base + block * kRamBlockBytes, kRamBlockBytes);
@@ -240,11 +245,11 @@ void RamSaver::ServeFaults() {
 }
 
 /// Saves the block unless somebody else does or did.
-Result<void> RamSaver::SaveClaimed(uint64_t block) {
+Result<void> RamSaver::SaveClaimed(uint64_t block, bool somebody_waits) {
   uint8_t expected = kFree;
   if (!claims_[block].compare_exchange_strong(expected, kTaken)) return {};
   const bool is_protected = rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
-  auto saved = SavePages(block);
+  auto saved = SavePages(block, somebody_waits);
   if (!saved.ok()) {
     claims_[block] = kFree;
     return saved;
@@ -259,7 +264,7 @@ Result<void> RamSaver::CopyRest() {
   const bool is_protected = userfault_.has_value();
   auto saved = ForEachBlock([&](uint64_t block) -> Result<void> {
     if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
-    return is_protected ? SaveClaimed(block) : SavePages(block);
+    return is_protected ? SaveClaimed(block, false) : SavePages(block, !options_.copy_on_write);
   });
   EndFaults();
   if (saved.ok() && fault_failed_) saved = Error(Code::kUnavailable, "writing guest memory failed");

@@ -105,7 +105,9 @@ Result<uint64_t> SavedStateWriter::Place(uint64_t block) {
 }
 
 Result<void> SavedStateWriter::PutCompressed(uint64_t block, std::span<const uint8_t> bytes) {
-  KVMBUS_ASSERT(!HasPlace(block) && !memory_file_.valid() && bytes.size() < kRamBlockBytes);
+  KVMBUS_ASSERT(!memory_file_.valid() && bytes.size() < kRamBlockBytes);
+  if (IsCompressed(block)) writer_->GiveUp(std::exchange(places_[block], FileObject()));
+  KVMBUS_ASSERT(!HasPlace(block));
   places_[block] = TRY(writer_->Reserve(static_cast<uint32_t>(bytes.size())));
   TRY_VOID_CTX(PWriteAll(fd(), bytes, places_[block].offset), "writing guest memory");
   return {};
