@@ -26,7 +26,7 @@ namespace kvmbus::vmm {
 /// much the guest writes.
 ///
 /// With `compress` blocks are compressed. One of them that the guest changes is written anew, all
-/// of it: in the stop, and while the guest waits for it, as it is, so that neither takes longer.
+/// of it: by HoldRest, and while the guest waits for it, as it is, so that neither takes longer.
 class RamSaver {
  public:
   struct Options {

@@ -264,7 +264,7 @@ Result<void> RamSaver::CopyRest() {
   const bool is_protected = userfault_.has_value();
   auto saved = ForEachBlock([&](uint64_t block) -> Result<void> {
     if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
-    return is_protected ? SaveClaimed(block, false) : SavePages(block, !options_.copy_on_write);
+    return is_protected ? SaveClaimed(block, false) : SavePages(block, false);
   });
   EndFaults();
   if (saved.ok() && fault_failed_) saved = Error(Code::kUnavailable, "writing guest memory failed");
