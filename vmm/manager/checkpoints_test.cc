@@ -30,9 +30,7 @@ class FakeFiles final : public DiskFiles {
   }
   Result<void> Merge(const std::string&, const Progress&) override { return {}; }
   Result<void> Reparent(const std::string&, const std::string&) override { return {}; }
-  Result<void> Copy(const std::string&, const std::string&, const Progress&) override {
-    return {};
-  }
+  Result<void> Copy(const std::string&, const std::string&, const Progress&) override { return {}; }
   Result<void> Flatten(const std::string&, const std::string&, const Progress&) override {
     return {};
   }

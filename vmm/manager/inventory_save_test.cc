@@ -12,6 +12,7 @@
 #include "tests/fakes/fake_worker.h"
 #include "vmm/config/limits.h"
 #include "vmm/manager/inventory.h"
+#include "vmm/manager/state_jobs.h"
 #include "vmm/os/file.h"
 
 namespace kvmbus::vmm {
@@ -201,6 +202,40 @@ TEST_F(InventorySaveTest, ASavedStateThatCountsStays) {
   EXPECT_EQ(std::filesystem::file_size(State()), 1u << 20);
   ASSERT_TRUE(inventory_->DiscardSaved(kId).ok());
   ExpectTidy();
+}
+
+TEST_F(InventorySaveTest, ASaveIsAJobThatAnotherVmmdFinds) {
+  auto jobs = Jobs::Open(folder_ + "/jobs", loop_->clock()).value();
+  auto states = std::make_unique<StateJobs>(*loop_, *inventory_, *jobs);
+  const auto state_of = [&](const std::string& id) { return jobs->Get(id)->state(); };
+  const auto ended = [&](const std::string& id) { return state_of(id) != config::JOB_RUNNING; };
+
+  fails_ = true;
+  const std::string failed = states->Save(kId, true, "first")->id();
+  Turn([&] { return ended(failed); });
+  EXPECT_EQ(jobs->Get(failed)->error_code(), static_cast<uint32_t>(Code::kResourceExhausted));
+  EXPECT_EQ(states->Save(kId, true, "first")->id(), failed) << "the same request";
+
+  // One that was being made when vmmd ended, of which the worker knows nothing.
+  merge_.working = true;
+  const std::string lost = states->Save(kId, true, "second")->id();
+  EXPECT_FALSE(ended(lost));
+  const auto restart = [&] {
+    states.reset();
+    Open();
+    jobs = Jobs::Open(folder_ + "/jobs", loop_->clock()).value();
+    states = std::make_unique<StateJobs>(*loop_, *inventory_, *jobs);
+  };
+  restart();
+  Turn([&] { return ended(lost); });
+  EXPECT_EQ(state_of(lost), config::JOB_FAILED);
+
+  merge_.working = fails_ = false;
+  Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
+  const std::string done = states->Save(kId, true, "third")->id();
+  Turn([&] { return ended(done); });
+  EXPECT_EQ(state_of(done), config::JOB_DONE) << jobs->Get(done)->error();
+  EXPECT_TRUE(inventory_->Get(kId)->config.saved());
 }
 
 }  // namespace
