@@ -105,7 +105,6 @@ class KilledGroup(Group):
         if state == "Saved":
             self.check_files()
             self.vm.start()
-        self.vm.connect()
         self.mark.check("first", self.count)
         self.service.vmctl("vm", "save", self.name)
         self.check_files()
