@@ -99,7 +99,7 @@ class Transfers(TransferGroup):
         os.makedirs(f"{self.out}/tree", exist_ok=True)
         _, line = self.service.refused("vm", "export", "tree", self.out)
         expect("is there already" in line, f"no reason in: {line}")
-        os.rmdir(f"{self.out}/tree")
+        shutil.rmtree(f"{self.out}/tree")
         _, line = self.service.refused("vm", "export", "tree", f"{self.out}/none")
         expect("no folder" in line, f"no reason in: {line}")
         self.export("--capture", "crash-consistent")
