@@ -64,32 +64,25 @@ int List(const Context& context, const std::string& vm) {
   return kExitDone;
 }
 
-/// A call whose answer is a job.
-template <typename Request, typename Method>
-int Begin(const Context& context, const Request& request, Method method, bool detach) {
-  Client client(context.socket);
-  config::Job job;
-  grpc::ClientContext call;
-  const grpc::Status status = (client.checkpoints().*method)(&call, request, &job);
-  if (const int failed = client.Check(status)) return failed;
-  return AwaitJob(context, client, job, detach);
-}
-
 /// What the job commands have in common.
-struct JobOptions {
-  std::string vm, checkpoint, request_id;
-  bool detach = false, flag = false;
+struct CheckpointOptions : JobOptions {
+  std::string vm, checkpoint;
+  bool flag = false;
 
   void AddTo(CLI::App* verb, bool names_checkpoint) {
     verb->add_option("VM", vm, "Name or id")->required();
     if (names_checkpoint) verb->add_option("CHECKPOINT", checkpoint, "Name or id")->required();
-    AddJobOptions(verb, &request_id, &detach);
+    JobOptions::AddTo(verb);
   }
-  std::string Request() const { return request_id.empty() ? NewRequestId() : request_id; }
 };
 
+template <typename Request, typename Method>
+int Begin(const Context& context, const Request& request, Method method, bool detach) {
+  return BeginJob(context, &Client::checkpoints, method, request, detach);
+}
+
 void AddCreate(CLI::App* checkpoint, Context& context) {
-  auto options = std::make_shared<JobOptions>();
+  auto options = std::make_shared<CheckpointOptions>();
   auto name = std::make_shared<std::string>();
   auto standard = std::make_shared<bool>(false), production = std::make_shared<bool>(false);
   CLI::App* verb = checkpoint->add_subcommand("create", "Keep what a virtual machine is now");
@@ -113,7 +106,7 @@ void AddCreate(CLI::App* checkpoint, Context& context) {
 }
 
 void AddApply(CLI::App* checkpoint, Context& context) {
-  auto options = std::make_shared<JobOptions>();
+  auto options = std::make_shared<CheckpointOptions>();
   CLI::App* verb = checkpoint->add_subcommand(
       "apply", "Make the virtual machine what it was; what it is now is lost");
   options->AddTo(verb, true);
@@ -130,7 +123,7 @@ void AddApply(CLI::App* checkpoint, Context& context) {
 }
 
 void AddDelete(CLI::App* checkpoint, Context& context) {
-  auto options = std::make_shared<JobOptions>();
+  auto options = std::make_shared<CheckpointOptions>();
   CLI::App* verb = checkpoint->add_subcommand(
       "delete", "Delete a checkpoint; its disks are merged in the background");
   options->AddTo(verb, true);

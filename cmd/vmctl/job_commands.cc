@@ -90,11 +90,13 @@ int List(const Context& context) {
 
 }  // namespace
 
-std::string NewRequestId() { return vmm::Guid::Random().ToString(); }
+void JobOptions::AddTo(CLI::App* verb) {
+  verb->add_option("--request-id", request_id, "Asked for again, it is the same job");
+  verb->add_flag("--detach", detach, "Print the job's id, and do not wait for its end");
+}
 
-void AddJobOptions(CLI::App* verb, std::string* request_id, bool* detach) {
-  verb->add_option("--request-id", *request_id, "Asked for again, it is the same job");
-  verb->add_flag("--detach", *detach, "Print the job's id, and do not wait for its end");
+std::string JobOptions::Request() const {
+  return request_id.empty() ? vmm::Guid::Random().ToString() : request_id;
 }
 
 int AwaitJob(const Context& context, Client& client, const config::Job& job, bool detach) {

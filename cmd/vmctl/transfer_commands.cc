@@ -61,26 +61,18 @@ int Import(const Context& context, const api::ImportVmRequest& request, bool det
   return AwaitJob(quiet, client, reply.job(), detach);
 }
 
-int Export(const Context& context, const api::ExportVmRequest& request, bool detach) {
-  Client client(context.socket);
-  config::Job job;
-  grpc::ClientContext call;
-  if (const int failed = client.Check(client.transfers().ExportVm(&call, request, &job)))
-    return failed;
-  return AwaitJob(context, client, job, detach);
-}
-
 }  // namespace
 
 void AddImportCommand(CLI::App* vm, Context& context) {
   auto request = std::make_shared<api::ImportVmRequest>();
   auto file = std::make_shared<std::string>(), name = std::make_shared<std::string>(),
-       destination = std::make_shared<std::string>(), request_id = std::make_shared<std::string>();
+       destination = std::make_shared<std::string>();
   auto kernel = std::make_shared<std::string>(), initrd = std::make_shared<std::string>(),
        append = std::make_shared<std::string>();
   auto folders = std::make_shared<std::vector<std::string>>();
   auto compare = std::make_shared<bool>(false), copy = std::make_shared<bool>(false),
-       restore = std::make_shared<bool>(false), detach = std::make_shared<bool>(false);
+       restore = std::make_shared<bool>(false);
+  auto job = std::make_shared<JobOptions>();
   CLI::App* verb = vm->add_subcommand(
       "import",
       "Take a machine of somebody else's, of Hyper-V's too: where its files are, or a copy");
@@ -96,7 +88,7 @@ void AddImportCommand(CLI::App* vm, Context& context) {
   verb->add_option("--kernel", *kernel, "Linux kernel to boot directly");
   verb->add_option("--initrd", *initrd, "Its initramfs");
   verb->add_option("--append", *append, "Its command line");
-  AddJobOptions(verb, request_id.get(), detach.get());
+  job->AddTo(verb);
   verb->callback([=, &context] {
     request->set_file(Absolute(*file));
     for (const std::string& folder : *folders) request->add_folders(Absolute(folder));
@@ -108,17 +100,16 @@ void AddImportCommand(CLI::App* vm, Context& context) {
     if (*copy) request->set_mode(api::COPY);
     if (*restore) request->set_mode(api::RESTORE);
     request->set_destination(Absolute(*destination));
-    if (*copy || *restore)
-      request->set_request_id(request_id->empty() ? NewRequestId() : *request_id);
-    context.exit_status = Import(context, *request, *detach);
+    if (*copy || *restore) request->set_request_id(job->Request());
+    context.exit_status = Import(context, *request, job->detach);
   });
 }
 
 void AddExportCommand(CLI::App* vm, Context& context) {
   auto name = std::make_shared<std::string>(), folder = std::make_shared<std::string>(),
-       checkpoint = std::make_shared<std::string>(), request_id = std::make_shared<std::string>();
+       checkpoint = std::make_shared<std::string>();
   auto capture = std::make_shared<api::CaptureState>(api::SAVED_STATE);
-  auto detach = std::make_shared<bool>(false);
+  auto job = std::make_shared<JobOptions>();
   static const std::map<std::string, api::CaptureState> kCaptures = {
       {"saved-state", api::SAVED_STATE},
       {"data-consistent", api::DATA_CONSISTENT},
@@ -132,15 +123,16 @@ void AddExportCommand(CLI::App* vm, Context& context) {
                    "Of one that runs: saved-state (with its memory, the default), data-consistent "
                    "(its file systems at rest, no memory), crash-consistent (its disks alone)")
       ->transform(CLI::CheckedTransformer(kCaptures));
-  AddJobOptions(verb, request_id.get(), detach.get());
+  job->AddTo(verb);
   verb->callback([=, &context] {
     api::ExportVmRequest request;
     request.set_vm(*name);
     request.set_folder(Absolute(*folder));
     request.set_checkpoint(*checkpoint);
     request.set_capture(*capture);
-    request.set_request_id(request_id->empty() ? NewRequestId() : *request_id);
-    context.exit_status = Export(context, request, *detach);
+    request.set_request_id(job->Request());
+    context.exit_status = BeginJob(context, &Client::transfers, &api::Transfers::Stub::ExportVm,
+                                   request, job->detach);
   });
 }
 

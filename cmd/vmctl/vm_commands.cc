@@ -164,16 +164,6 @@ class VmCommands {
     return Show(status, reply, quiet_table);
   }
 
-  /// A call whose answer is a job.
-  template <typename Request, typename Method>
-  int Job(const Request& request, Method method, bool detach) {
-    config::Job job;
-    grpc::ClientContext call;
-    if (const int failed = client_.Check((client_.machines().*method)(&call, request, &job)))
-      return failed;
-    return AwaitJob(context_, client_, job, detach);
-  }
-
   int Delete(const std::string& vm) {
     api::VmReference request;
     request.set_vm(vm);
@@ -193,8 +183,9 @@ class VmCommands {
     api::UpgradeVmRequest request;
     request.set_vm(vm);
     request.set_discard_saved_states(true);
-    request.set_request_id(NewRequestId());
-    return Job(request, &api::VirtualMachines::Stub::UpgradeVm, false);
+    request.set_request_id(JobOptions().Request());
+    return BeginJob(context_, &Client::machines, &api::VirtualMachines::Stub::UpgradeVm, request,
+                    false);
   }
 
   int Stop(const api::StopVmRequest& request) {
@@ -321,19 +312,20 @@ int Create(Context& context, const CreateArguments& arguments) {
 
 void AddSaveCommand(CLI::App* vm, Context& context) {
   auto request = std::make_shared<api::SaveVmRequest>();
-  auto name = std::make_shared<std::string>(), request_id = std::make_shared<std::string>();
-  auto compress = std::make_shared<bool>(false), detach = std::make_shared<bool>(false);
+  auto options = std::make_shared<JobOptions>();
+  auto name = std::make_shared<std::string>();
+  auto compress = std::make_shared<bool>(false);
   CLI::App* verb = vm->add_subcommand(
       "save", "Save memory and devices to files, and stop; 'start' goes on from there");
   verb->add_option("VM", *name, "Name or id")->required();
   verb->add_flag("--compress", *compress, "The memory, by zstd: a smaller file");
-  AddJobOptions(verb, request_id.get(), detach.get());
+  options->AddTo(verb);
   verb->callback([=, &context] {
     request->set_vm(*name);
     request->set_compress(*compress);
-    request->set_request_id(request_id->empty() ? NewRequestId() : *request_id);
-    context.exit_status =
-        VmCommands(context).Job(*request, &api::VirtualMachines::Stub::SaveVm, *detach);
+    request->set_request_id(options->Request());
+    context.exit_status = BeginJob(context, &Client::machines, &api::VirtualMachines::Stub::SaveVm,
+                                   *request, options->detach);
   });
 }
 

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "config/job.pb.h"
+#include "vmm/event/loop.h"
 #include "vmm/result/result.h"
 
 namespace kvmbus::cmd {
@@ -28,6 +29,14 @@ inline config::Job Shown(config::Job job) {
   job.clear_new_files();
   job.clear_committed();
   return job;
+}
+
+/// What `function` returns on the loop, as gRPC's.
+template <typename Function>
+grpc::Status OnLoop(vmm::Loop& loop, Function function) {
+  vmm::Result<void> result;
+  loop.PostAndWait([&] { result = function(); });
+  return ToStatus(result);
 }
 
 /// A result that another thread delivers, once. Shared, since the waiter may give up first.

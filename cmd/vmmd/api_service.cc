@@ -79,7 +79,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   grpc::Status CreateVm(grpc::ServerContext*, const api::CreateVmRequest* request,
                         api::VmStatus* reply) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       const std::string id = TRY(inventory_.Create(request->config()));
       Fill(TRY(inventory_.Get(id)), reply);
       return {};
@@ -87,7 +87,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
   }
 
   grpc::Status ListVms(grpc::ServerContext*, const api::Empty*, api::ListVmsReply* reply) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       for (const vmm::VmView& view : inventory_.List()) Fill(view, reply->add_vms());
       return {};
     });
@@ -95,7 +95,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   grpc::Status GetVm(grpc::ServerContext*, const api::VmReference* request,
                      api::VmStatus* reply) override {
-    return OnLoop([&]() -> Result<void> { return FillStatus(request->vm(), reply); });
+    return OnLoop(loop_, [&]() -> Result<void> { return FillStatus(request->vm(), reply); });
   }
 
   grpc::Status StartVm(grpc::ServerContext*, const api::VmReference* request,
@@ -114,7 +114,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   grpc::Status DeleteVm(grpc::ServerContext*, const api::VmReference* request,
                         api::Empty*) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
       return inventory_.Delete(id);
     });
@@ -122,7 +122,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   grpc::Status UpgradeVm(grpc::ServerContext*, const api::UpgradeVmRequest* request,
                          config::Job* reply) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
       *reply = Shown(
           TRY(state_jobs_.Upgrade(id, request->discard_saved_states(), request->request_id())));
@@ -139,7 +139,8 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
       *progress.mutable_status() = status;
       return writer->Write(progress);
     };
-    if (const auto got = OnLoop([&] { return FillStatus(request->vm(), &status); }); !got.ok())
+    if (const auto got = OnLoop(loop_, [&] { return FillStatus(request->vm(), &status); });
+        !got.ok())
       return got;
     if (IsAtRest(status)) return report("it is off already"), grpc::Status::OK;
     const uint32_t reboots = status.reboots();
@@ -207,7 +208,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
 
   grpc::Status SaveVm(grpc::ServerContext*, const api::SaveVmRequest* request,
                       config::Job* reply) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       const std::string id = TRY(inventory_.Resolve(request->vm()));
       *reply = Shown(TRY(state_jobs_.Save(id, request->compress(), request->request_id())));
       return {};
@@ -302,13 +303,6 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
   }
 
  private:
-  template <typename Function>
-  grpc::Status OnLoop(Function function) {
-    Result<void> result;
-    loop_.PostAndWait([&] { result = function(); });
-    return ToStatus(result);
-  }
-
   Result<void> FillStatus(const std::string& vm, api::VmStatus* status) {
     status->Clear();
     const std::string id = TRY(inventory_.Resolve(vm));
@@ -327,7 +321,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     });
     const Result<void> result = promise->Wait();
     if (!result.ok()) return ToStatus(result);
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       (void)FillStatus(vm, reply);
       return {};
     });
@@ -348,7 +342,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
                           api::VmStatus* reply) {
     const auto answer = Ask(vm, std::move(call), timeout_ns);
     if (!answer.ok()) return ToStatus(answer.error());
-    return OnLoop([&] { return FillStatus(vm, reply); });
+    return OnLoop(loop_, [&] { return FillStatus(vm, reply); });
   }
 
   template <typename Condition, typename Report>
@@ -364,7 +358,7 @@ class ApiServer::VirtualMachinesService final : public api::VirtualMachines::Ser
     grpc::Status result;
     for (;;) {
       const uint64_t seen = signal->count();
-      result = OnLoop([&] { return FillStatus(vm, status); });
+      result = OnLoop(loop_, [&] { return FillStatus(vm, status); });
       const auto now = std::chrono::steady_clock::now();
       if (!result.ok() || met(*status)) break;
       const auto waited = std::chrono::duration_cast<std::chrono::seconds>(now - start);

@@ -94,12 +94,7 @@ class CheckpointsService final : public api::Checkpoints::Service {
  private:
   template <typename Function>
   grpc::Status ForVm(const std::string& vm, Function function) {
-    Result<void> result;
-    loop_.PostAndWait([&] {
-      const auto id = inventory_.Resolve(vm);
-      result = id.ok() ? function(*id) : Result<void>(id.error());
-    });
-    return ToStatus(result);
+    return OnLoop(loop_, [&]() -> Result<void> { return function(TRY(inventory_.Resolve(vm))); });
   }
 
   vmm::Loop& loop_;
@@ -121,9 +116,7 @@ class JobsService final : public api::Jobs::Service {
 
   grpc::Status GetJob(grpc::ServerContext*, const api::JobReference* request,
                       config::Job* reply) override {
-    Result<void> result;
-    loop_.PostAndWait([&] { result = Read(request->id(), reply); });
-    return ToStatus(result);
+    return OnLoop(loop_, [&] { return Read(request->id(), reply); });
   }
 
   grpc::Status FollowJob(grpc::ServerContext* context, const api::JobReference* request,
@@ -142,9 +135,7 @@ class JobsService final : public api::Jobs::Service {
 
   grpc::Status CancelJob(grpc::ServerContext*, const api::JobReference* request,
                          api::Empty*) override {
-    Result<void> result;
-    loop_.PostAndWait([&] { result = jobs_.Cancel(request->id()); });
-    return ToStatus(result);
+    return OnLoop(loop_, [&] { return jobs_.Cancel(request->id()); });
   }
 
  private:

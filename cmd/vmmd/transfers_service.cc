@@ -34,7 +34,7 @@ class TransfersService final : public api::Transfers::Service {
 
   grpc::Status ExportVm(grpc::ServerContext*, const api::ExportVmRequest* request,
                         config::Job* reply) override {
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       TRY_VOID(CheckAbsolute(request->folder()));
       Transfers::ExportOptions options;
       options.vm = TRY(inventory_.Resolve(request->vm()));
@@ -56,7 +56,7 @@ class TransfersService final : public api::Transfers::Service {
     options.firmware = request->firmware();
     options.mode = ModeOf(request->mode());
     options.destination = request->destination();
-    return OnLoop([&]() -> Result<void> {
+    return OnLoop(loop_, [&]() -> Result<void> {
       if (!options.destination.empty()) TRY_VOID(CheckAbsolute(options.destination));
       const auto [plan, job] =
           TRY(transfers_.Import(options, request->compare(), request->request_id(), nullptr));
@@ -88,12 +88,6 @@ class TransfersService final : public api::Transfers::Service {
       default:
         return vmm::ImportMode::kRegister;
     }
-  }
-  template <typename Function>
-  grpc::Status OnLoop(Function function) {
-    Result<void> result;
-    loop_.PostAndWait([&] { result = function(); });
-    return ToStatus(result);
   }
 
   vmm::Loop& loop_;

@@ -94,6 +94,14 @@ bool HasStateMirror(const config::Vm& vm) {
   return vm.version() != kVersion50 && !vm.has_checkpoint();
 }
 
+bool IsStateMirror(const std::string& path) {
+  const auto file = OpenFile(path, O_RDONLY);
+  if (!file.ok()) return false;
+  constexpr HvsReader::Limits kKeysAlone = {.tree_bytes = 16 << 20, .inline_bytes = 0};
+  const auto reader = HvsReader::Open(file->get(), kKeysAlone);
+  return reader.ok() && reader->root().Find("savedstate") == nullptr;
+}
+
 Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree) {
   return files.Replace(StateFileOf(vm), TRY(FormatContainer(StateMirrorOf(tree))));
 }

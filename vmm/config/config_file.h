@@ -33,6 +33,8 @@ Result<ConfigFile> ReadConfigFile(const std::string& path);
 Key StateMirrorOf(const Key& tree);
 /// Whether it has one while it is off.
 bool HasStateMirror(const config::Vm& vm);
+/// Whether the file is one, and no saved state.
+bool IsStateMirror(const std::string& path);
 Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree);
 
 /// Where a configuration of that id and version belongs, with the mirror of one that is off. What

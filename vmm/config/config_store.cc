@@ -73,6 +73,7 @@ class FileConfigStore final : public ConfigStore {
       for (const std::string& file : SavedStateFilesOf(vm)) TRY_VOID(files_.Remove(file));
       return {};
     }
+    if (IsStateMirror(StateFileOf(vm))) return {};
     return ReplaceStateMirror(files_, vm, TRY(ReadConfigTree(ConfigFileOf(vm))));
   }
 

@@ -35,18 +35,6 @@ Result<std::vector<ConfigFile>> OldFiles(const config::Vm& vm) {
   return old;
 }
 
-Result<void> WriteNew(FileOperations& files, const ConfigFile& old) {
-  const config::Vm vm = Upgraded(old.vm);
-  Key tree = old.tree;
-  WriteVmTree(vm, 0, &tree);
-  const std::string content = TRY(FormatContainer(tree));
-  if (!vm.has_checkpoint()) {
-    const std::string mirror = TRY(FormatContainer(StateMirrorOf(tree)));
-    TRY_VOID(files.Replace(StateFileOf(vm), mirror));
-  }
-  return files.Replace(ConfigFileOf(vm), content);
-}
-
 Result<void> RemoveAll(FileOperations& files, const config::Vm& vm) {
   TRY_VOID(files.Remove(MemoryFileOf(vm)));
   TRY_VOID(files.Remove(StateFileOf(vm)));
@@ -99,7 +87,8 @@ Result<config::Vm> UpgradeConfig(FileOperations& files, ConfigRegistry& registry
   TRY_VOID(CheckRoom(old));
   TRY_VOID(registry.BeginUpgrade(vm.id()));
   const auto write = [&]() -> Result<void> {
-    for (const ConfigFile& file : old) TRY_VOID(WriteNew(files, file));
+    for (const ConfigFile& file : old)
+      TRY_VOID(WriteConfigFile(files, Upgraded(file.vm), file.tree));
     return registry.Register(vm.id(), ConfigFileOf(Upgraded(vm)));
   };
   const auto written = write();

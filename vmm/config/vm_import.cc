@@ -13,6 +13,7 @@
 #include "vmm/config/vm_files.h"
 #include "vmm/config/vm_tree_keys.h"
 #include "vmm/guid/guid.h"
+#include "vmm/os/file.h"
 #include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
@@ -21,14 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxParents = 128;  ///< twice as many as checkpoints can make
-
-/// After all symbolic links; nullopt if it is not there.
-std::optional<fs::path> RealPath(const fs::path& path) {
-  std::error_code error;
-  auto real = fs::canonical(path, error);
-  if (error) return std::nullopt;
-  return real;
-}
 
 bool IsInside(const fs::path& path, const fs::path& folder) {
   const auto [end, unused] = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
@@ -41,9 +34,9 @@ class Folders {
   Result<void> Add(const std::string& folder) {
     const auto real = RealPath(folder);
     std::error_code error;
-    if (!real || !fs::is_directory(*real, error))
+    if (!real.ok() || !fs::is_directory(*real, error))
       return MakeError(Code::kNotFound, "'{}' is no folder", folder);
-    roots_.push_back(*real);
+    roots_.emplace_back(*real);
     return {};
   }
 
@@ -64,11 +57,11 @@ class Folders {
 
  private:
   std::optional<std::string> Take(const fs::path& path) const {
-    const auto real = RealPath(path);
+    const auto real = RealPath(path.string());
     std::error_code error;
-    if (!real || !fs::is_regular_file(*real, error)) return std::nullopt;
+    if (!real.ok() || !fs::is_regular_file(*real, error)) return std::nullopt;
     for (const fs::path& root : roots_) {
-      if (IsInside(*real, root)) return real->string();
+      if (IsInside(*real, root)) return *real;
     }
     return std::nullopt;
   }
@@ -117,7 +110,7 @@ class Planner {
     fs::path folder = named.parent_path();
     if (folder.filename() == "Virtual Machines") folder = folder.parent_path();
     TRY_VOID(folders_.Add(folder.string()));
-    folder_ = RealPath(folder).value_or(folder);
+    folder_ = RealPath(folder.string()).value_or(folder.string());
     const auto file = folders_.Find(named.string());
     if (!file)
       return MakeError(Code::kNotFound, "there is no file '{}', or it is a link out of its folder",

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "vmm/manager/job_progress.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
@@ -227,12 +228,7 @@ void DiskMerger::FollowLive(const std::string& vm) {
 void DiskMerger::MergeHere(const std::string& vm, const config::DiskMerge& merge) {
   const Task& task = tasks_[vm];
   const auto work = [this, merge, alive = alive_, cancelled = task.cancelled, job = task.job] {
-    return files_.Merge(merge.file(), [&](uint64_t done, uint64_t total) {
-      loop_.Post([this, alive, job, done, total] {
-        if (*alive) jobs_.SetProgress(job, done, total);
-      });
-      return !cancelled->load();
-    });
+    return files_.Merge(merge.file(), ProgressOf(job, loop_, jobs_, cancelled, alive));
   };
   file_thread_.Do(work, [this, vm, merge](const Result<void>& merged) {
     merged.ok() ? FinishMerge(vm, merge) : Ended(vm, merged, false);

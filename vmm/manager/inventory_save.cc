@@ -107,8 +107,6 @@ void Inventory::ResumeRestored(Record& record) {
       return TurnOff(running.id(), [](const Result<void>&) {});
     }
     record.config = std::move(running);
-    // The worker has the files open, and nobody else needs them.
-    TidySavedState(record.config);
   }
   worker::Request request;
   request.mutable_resume();
@@ -117,6 +115,8 @@ void Inventory::ResumeRestored(Record& record) {
          if (!*alive || reply.ok()) return;
          if (Record* failed = Find(id)) FinishStart(*failed, reply.error());
        });
+  // The worker has the files open, and nobody else needs them. The guest does not wait for this.
+  TidySavedState(record.config);
 }
 
 Result<void> Inventory::DiscardSaved(const std::string& id) {

@@ -2,7 +2,6 @@
 #include "vmm/manager/transfer.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,7 +10,6 @@
 #include <set>
 
 #include "vmm/config/config_file.h"
-#include "vmm/config/versions.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/os/file.h"
 #include "vmm/os/file_copy.h"
@@ -23,13 +21,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxChain = 128;
 constexpr const char* kDisksFolder = "/Virtual Hard Disks";
-
-Result<std::string> RealPath(const std::string& path) {
-  std::error_code error;
-  const auto real = fs::canonical(path, error);
-  if (error) return Error::FromErrno(error.value(), fmt::format("'{}'", path));
-  return real.string();
-}
 
 Result<uint64_t> SizeOf(const std::string& path) {
   std::error_code error;
@@ -153,7 +144,7 @@ std::vector<std::string> Transfer::NewFiles() const {
   std::vector<std::string> list;
   for (const ConfigMove& config : configs) {
     list.push_back(ConfigFileOf(config.vm));
-    if (!config.vm.saved() && config.vm.version() == kVersion50) continue;
+    if (!config.vm.saved() && !HasStateMirror(config.vm)) continue;
     for (const std::string& file : SavedStateFilesOf(config.vm)) list.push_back(file);
   }
   for (const FileCopy& copy : copies) list.push_back(copy.to);
@@ -190,9 +181,7 @@ Result<void> MakeTransfer(const Transfer& transfer, DiskFiles& files,
                           const DiskFiles::Progress& progress) {
   for (const std::string& folder : transfer.NewFolders()) {
     if (folder == transfer.folder) continue;
-    if (::mkdir(folder.c_str(), 0750) < 0)
-      return Error::FromErrno(errno, fmt::format("making the folder '{}'", folder));
-    TRY_VOID(SyncFolder(FolderOf(folder)));
+    TRY_VOID(MakeNewFolder(folder, kCopyFolderMode));
   }
   uint64_t done = 0, total = 0;
   for (const FileCopy& copy : transfer.copies) total += copy.bytes;

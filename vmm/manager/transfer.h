@@ -12,6 +12,8 @@
 
 namespace kvmbus::vmm {
 
+inline constexpr uint32_t kCopyFolderMode = 0750;  ///< as the store's own
+
 /// A configuration, and what it becomes.
 struct ConfigMove {
   std::string file;

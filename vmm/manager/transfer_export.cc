@@ -77,7 +77,8 @@ Result<config::Job> Transfers::Export(const ExportOptions& options, Ended ended)
   if (!options.checkpoint.empty()) {
     job.set_checkpoint(TRY(FindCheckpoint(inventory_.Checkpoints(vm.id()), options.checkpoint)));
     job = TRY(jobs_.Begin(std::move(job)));
-    return ExportFromCheckpoint(job, job.checkpoint(), true, ended);
+    ExportFromCheckpoint(job, true, ended);
+    return job;
   }
   if (view.status.pid() == 0) return ExportAtRest(std::move(job), vm, ended);
   return ExportRunning(std::move(job), options, ended);
@@ -93,11 +94,10 @@ Result<config::Job> Transfers::ExportAtRest(config::Job job, const config::Vm& v
   }
   const auto work = std::make_shared<Work>();
   work->job = *begun;
-  work->made = [this, work = std::weak_ptr(work), ended](const Result<void>& result) {
-    const config::Job& at_rest = work.lock()->job;
-    inventory_.Release(at_rest.vm());
-    checkpoints_.image_worker().Resume(at_rest.vm());
-    End(at_rest, result, ended);
+  work->made = [this, ended](const config::Job& made, const Result<void>& result) {
+    inventory_.Release(made.vm());
+    checkpoints_.image_worker().Resume(made.vm());
+    End(made, result, ended);
   };
   checkpoints_.image_worker().Suspend(vm.id(), [this, alive = alive_, work] {
     if (!*alive) return;
@@ -126,7 +126,7 @@ Result<config::Job> Transfers::ExportRunning(config::Job job, const ExportOption
         if (!*alive) return;
         jobs_.SetCancel(job.id(), nullptr);
         if (!made.ok()) return End(job, made, ended);
-        (void)ExportFromCheckpoint(job, job.checkpoint(), false, ended);
+        ExportFromCheckpoint(job, false, ended);
       });
   if (!created.ok()) {
     jobs_.End(job.id(), created.error());
@@ -140,13 +140,11 @@ Result<config::Job> Transfers::ExportRunning(config::Job job, const ExportOption
 }
 
 /// `alone`: the checkpoint is what is wanted; else it stands for its machine.
-Result<config::Job> Transfers::ExportFromCheckpoint(config::Job job, const std::string& checkpoint,
-                                                    bool alone, const Ended& ended) {
+void Transfers::ExportFromCheckpoint(const config::Job& job, bool alone, const Ended& ended) {
   const auto work = std::make_shared<Work>();
   work->job = job;
   work->flatten = alone;
-  work->made = [this, work = std::weak_ptr(work), ended](const Result<void>& result) {
-    config::Job made = work.lock()->job;
+  work->made = [this, ended](config::Job made, const Result<void>& result) {
     checkpoints_.image_worker().Resume(made.vm());
     Result<void> kept = result;
     if (result.ok()) {
@@ -155,21 +153,20 @@ Result<config::Job> Transfers::ExportFromCheckpoint(config::Job job, const std::
     }
     made.own_checkpoint() ? DropOwnCheckpoint(made, kept, ended) : End(made, kept, ended);
   };
-  checkpoints_.image_worker().Suspend(job.vm(), [this, alive = alive_, work, checkpoint, alone] {
+  checkpoints_.image_worker().Suspend(job.vm(), [this, alive = alive_, work, alone] {
     if (!*alive) return;
     const CheckpointMap all = inventory_.Checkpoints(work->job.vm());
     const std::string& folder = work->job.new_folders(0);
-    const auto found = all.find(checkpoint);
+    const auto found = all.find(work->job.checkpoint());
     if (found == all.end()) {
       work->job.clear_new_folders();
       return Finish(work, Error(Code::kNotFound, "the checkpoint is not there any more"));
     }
-    if (!alone) work->configs = MovesOf(all, checkpoint, folder);
+    if (!alone) work->configs = MovesOf(all, found->first, folder);
     work->configs.push_back(MachineOf(found->second, folder));
     if (alone) work->configs.back().vm.clear_parent_checkpoint();
     Run(work);
   });
-  return job;
 }
 
 /// The job ends with it, so that a vmmd that ends before does not forget it.

@@ -73,16 +73,16 @@ Result<config::Job> Transfers::ImportCopy(const ImportPlan& plan, const std::str
   for (const ImportedConfig& checkpoint : plan.checkpoints)
     work->configs.push_back(MoveOf(checkpoint));
   work->configs.push_back(MoveOf(plan.machine));
-  work->made = [this, work = std::weak_ptr(work), ended](const Result<void>& made) {
-    const auto copied = work.lock();
-    if (!made.ok()) return End(copied->job, made, ended);
+  work->made = [this, work = std::weak_ptr(work), ended](const config::Job& copied,
+                                                         const Result<void>& made) {
+    if (!made.ok()) return End(copied, made, ended);
     std::vector<config::Vm> checkpoints;
-    for (const ConfigMove& config : copied->transfer.configs) checkpoints.push_back(config.vm);
+    for (const ConfigMove& config : work.lock()->transfer.configs) checkpoints.push_back(config.vm);
     const config::Vm machine = checkpoints.back();
     checkpoints.pop_back();
     const auto registered = inventory_.Register(machine, checkpoints);
-    if (!registered.ok()) (void)RemoveTransfer(copied->job.new_files(), copied->job.new_folders());
-    End(copied->job, registered, ended);
+    if (!registered.ok()) (void)RemoveTransfer(copied.new_files(), copied.new_folders());
+    End(copied, registered, ended);
   };
   work->job = TRY(jobs_.Begin(work->job));
   Run(work);

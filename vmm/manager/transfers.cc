@@ -1,24 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/manager/transfers.h"
 
-#include <sys/stat.h>
-
-#include <cerrno>
-
+#include "vmm/manager/job_progress.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::vmm {
-namespace {
-
-Result<void> MakeFolder(const std::string& folder) {
-  if (::mkdir(folder.c_str(), 0750) < 0)
-    return Error::FromErrno(errno, fmt::format("making the folder '{}'", folder));
-  return SyncFolder(FolderOf(folder));
-}
-
-}  // namespace
-
 Transfers::Transfers(Loop& loop, Inventory& inventory, Checkpoints& checkpoints, Jobs& jobs,
                      DiskFiles& files)
     : loop_(loop), inventory_(inventory), checkpoints_(checkpoints), jobs_(jobs), files_(files) {
@@ -29,9 +16,9 @@ Transfers::~Transfers() { *alive_ = false; }
 
 /// The job names the folder already. A folder that was there before is nobody's to remove.
 void Transfers::Run(const std::shared_ptr<Work>& work) {
-  jobs_.SetCancel(work->job.id(), [work] { work->cancelled = true; });
+  jobs_.SetCancel(work->job.id(), [cancelled = work->cancelled] { *cancelled = true; });
   const auto prepare = [this, work]() -> Result<void> {
-    const auto made = MakeFolder(work->job.new_folders(0));
+    const auto made = MakeNewFolder(work->job.new_folders(0), kCopyFolderMode);
     if (!made.ok()) work->job.clear_new_folders();
     TRY_VOID(made);
     work->transfer = TRY(PlanTransfer(std::move(work->configs), work->flatten, files_));
@@ -50,12 +37,7 @@ void Transfers::Make(const std::shared_ptr<Work>& work) {
   if (!kept.ok()) return Finish(work, kept);
   const auto make = [this, work] {
     return MakeTransfer(work->transfer, files_,
-                        [this, work, alive = alive_](uint64_t done, uint64_t total) {
-                          loop_.Post([this, alive, id = work->job.id(), done, total] {
-                            if (*alive) jobs_.SetProgress(id, done, total);
-                          });
-                          return !work->cancelled;
-                        });
+                        ProgressOf(work->job.id(), loop_, jobs_, work->cancelled, alive_));
   };
   file_thread_.Do(make, [this, work](const Result<void>& made) { Finish(work, made); });
 }
@@ -66,7 +48,7 @@ void Transfers::Finish(const std::shared_ptr<Work>& work, const Result<void>& re
     const auto removed = RemoveTransfer(work->job.new_files(), work->job.new_folders());
     if (!removed.ok()) spdlog::error("{}", removed.error().ToString());
   }
-  work->made(result);
+  work->made(work->job, result);
 }
 
 void Transfers::End(const config::Job& job, const Result<void>& result, const Ended& ended) {

@@ -63,8 +63,9 @@ class Transfers {
     std::vector<ConfigMove> configs;
     bool flatten = false;
     Transfer transfer;
-    std::atomic<bool> cancelled = false;
-    Ended made;  ///< all files are there, or an error and none is
+    std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
+    /// All files are there, or an error and none is.
+    std::function<void(const config::Job&, const Result<void>&)> made;
   };
 
   void Run(const std::shared_ptr<Work>& work);
@@ -74,8 +75,7 @@ class Transfers {
   void End(const config::Job& job, const Result<void>& result, const Ended& ended);
 
   // transfer_export.cc
-  Result<config::Job> ExportFromCheckpoint(config::Job job, const std::string& checkpoint,
-                                           bool alone, const Ended& ended);
+  void ExportFromCheckpoint(const config::Job& job, bool alone, const Ended& ended);
   Result<config::Job> ExportAtRest(config::Job job, const config::Vm& vm, const Ended& ended);
   Result<config::Job> ExportRunning(config::Job job, const ExportOptions& options,
                                     const Ended& ended);

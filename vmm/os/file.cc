@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "vmm/os/file_copy.h"
+
 namespace kvmbus::vmm {
 
 bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
@@ -58,18 +60,6 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
   return SyncFolder(FolderOf(path));
 }
 
-namespace {
-
-Result<void> CopyInto(const std::string& from, const std::string& to) {
-  std::error_code error;
-  std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, error);
-  if (error) return Error::FromErrno(error.value(), fmt::format("copying '{}' to '{}'", from, to));
-  const Fd fd = TRY(OpenFile(to, O_RDWR));
-  return SyncFile(fd.get());
-}
-
-}  // namespace
-
 Result<void> LinkFile(const std::string& from, const std::string& to) {
   const std::string temporary = fmt::format("{}.new.{}", to, ::getpid());
   ::unlink(temporary.c_str());
@@ -77,7 +67,8 @@ Result<void> LinkFile(const std::string& from, const std::string& to) {
     const int failed = errno;
     if (failed == ENOENT && FileExists(to)) return {};
     if (failed == ENOENT) return Error::FromErrno(failed, fmt::format("'{}'", from));
-    TRY_VOID(CopyInto(from, temporary));
+    const Fd file = TRY(OpenFile(from, O_RDONLY));
+    TRY_VOID(CopyToNewFile(file.get(), temporary, nullptr));
   }
   if (::rename(temporary.c_str(), to.c_str()) < 0)
     return Error::FromErrno(errno, fmt::format("replacing '{}'", to));
@@ -108,6 +99,19 @@ Result<void> SyncFolder(const std::string& path) {
   const Fd fd = TRY(OpenFile(path, O_RDONLY | O_DIRECTORY));
   if (::fsync(fd.get()) < 0) return Error::FromErrno(errno, fmt::format("syncing '{}'", path));
   return {};
+}
+
+Result<void> MakeNewFolder(const std::string& path, mode_t mode) {
+  if (::mkdir(path.c_str(), mode) < 0)
+    return Error::FromErrno(errno, fmt::format("making the folder '{}'", path));
+  return SyncFolder(FolderOf(path));
+}
+
+Result<std::string> RealPath(const std::string& path) {
+  std::error_code error;
+  const auto real = std::filesystem::canonical(path, error);
+  if (error) return Error::FromErrno(error.value(), fmt::format("'{}'", path));
+  return real.string();
 }
 
 Result<void> MakeFolders(const std::string& path, mode_t mode) {

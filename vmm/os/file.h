@@ -38,6 +38,10 @@ Result<uint64_t> FileSize(int fd);
 Result<void> SyncFile(int fd);  ///< fdatasync
 Result<void> SyncFolder(const std::string& path);
 Result<void> MakeFolders(const std::string& path, mode_t mode = 0755);  ///< mkdir -p
+/// One that is not there yet (kAlreadyExists), in a folder that is, durably.
+Result<void> MakeNewFolder(const std::string& path, mode_t mode);
+/// The path of what is there, without symbolic links.
+Result<std::string> RealPath(const std::string& path);
 
 enum class LockKind { kShared, kExclusive };
 /// An OFD lock on the whole file, without waiting: kUnavailable if another holder has it. Held
