@@ -5,8 +5,7 @@
 
 #include <set>
 
-#include "cmd/vmmd/checkpoints_test_host.h"
-#include "tests/fakes/killed_process.h"
+#include "cmd/vmmd/kill_test_host.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -17,7 +16,6 @@ namespace fs = std::filesystem;
 struct View {
   std::string now, memory, parent;
   std::map<std::string, std::pair<std::string, std::string>> checkpoints;  // content, memory
-  auto operator<=>(const View&) const = default;
 };
 
 View Look(const TestHost& host) {
@@ -57,9 +55,10 @@ void ExpectNoLitter(const TestHost& host) {
 
 using Operation = vmm::Result<void> (*)(TestHost&);
 
-class CheckpointsKillTest : public testing::TestWithParam<std::pair<const char*, Operation>> {
+class CheckpointsKillTest : public KillTest,
+                            public testing::WithParamInterface<std::pair<const char*, Operation>> {
  protected:
-  CheckpointsKillTest() : folder_(tests::NewFastFolder("checkpoints-kill-test")) {
+  CheckpointsKillTest() {
     TestHost host(work());
     host.MakeVm("m1");
     host.Write(0, 'a');
@@ -72,56 +71,24 @@ class CheckpointsKillTest : public testing::TestWithParam<std::pair<const char*,
     EXPECT_TRUE(host.Create("three").ok());
     host.SaveWith("m4");
     host.Write(3, 'd');
-    before_ = Look(host);
-  }
-  ~CheckpointsKillTest() override { fs::remove_all(folder_); }
-
-  /// Paths are in the files: it is always the same folder that is worked in.
-  std::string work() const { return folder_ + "/host"; }
-  void Keep() { fs::copy(work(), folder_ + "/kept", fs::copy_options::recursive); }
-  void Renew() {
-    fs::remove_all(work());
-    fs::copy(folder_ + "/kept", work(), fs::copy_options::recursive);
+    before_ = Print(Look(host));
   }
   /// What is in the folder after another vmmd has started.
-  View After() {
+  std::string After() {
     TestHost next(work());
     EXPECT_TRUE(next.Settle());
     ExpectNoLitter(next);
-    return Look(next);
+    return Print(Look(next));
   }
 
-  const std::string folder_;
-  View before_;
+  std::string before_;
 };
 
 TEST_P(CheckpointsKillTest, AnyMomentLeavesTheOldStateOrTheNew) {
-  const auto operation = GetParam().second;
-  Keep();
-  const auto work = [this, operation] {
-    TestHost host(this->work());
-    return operation(host).ok();
-  };
-  Renew();
-  const tests::Traced whole = tests::RunUntil(~uint64_t{0}, work);
-  if (!whole.traced) GTEST_SKIP() << "processes cannot be traced here";
-  ASSERT_TRUE(whole.ended_well);
-  const View after = After();
-  EXPECT_NE(Print(after), Print(before_));
-  int old_ones = 0, new_ones = 0;
-  const uint64_t stride = std::max<uint64_t>(1, whole.calls / 40);
-  for (uint64_t limit = 1; limit <= whole.calls; limit += stride) {
-    Renew();
-    const tests::Traced run = tests::RunUntil(limit, work);
-    const View found = After();
-    found == before_ ? ++old_ones : ++new_ones;
-    ASSERT_TRUE(found == before_ || found == after)
-        << "killed at call " << limit << " of " << whole.calls << ": " << Print(found)
-        << "\nbefore: " << Print(before_) << "\nafter: " << Print(after);
-    if (!run.killed) break;  // it ends a little earlier or later each time
-  }
-  EXPECT_GT(old_ones, 0);
-  EXPECT_GT(new_ones, 0);
+  const auto operation = [](TestHost& host) { return GetParam().second(host).ok(); };
+  std::string after;
+  KillAtEachMoment(
+      operation, 40, before_, [this] { return After(); }, &after);
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // vmmd is killed in the middle of an export or an import: the next one finds all of it or nothing,
 // and the machine that was there as it was.
-#include <gtest/gtest.h>
-
-#include "cmd/vmmd/checkpoints_test_host.h"
-#include "tests/fakes/killed_process.h"
+#include "cmd/vmmd/kill_test_host.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -20,9 +17,9 @@ std::string TextOf(const TestHost& host, const std::string& name) {
   return text;
 }
 
-class TransfersKillTest : public testing::Test {
+class TransfersKillTest : public KillTest {
  protected:
-  TransfersKillTest() : folder_(tests::NewFastFolder("transfers-kill-test")) {
+  TransfersKillTest() {
     TestHost host(work());
     fs::create_directories(work() + "/out");
     fs::create_directories(work() + "/in");
@@ -32,10 +29,6 @@ class TransfersKillTest : public testing::Test {
     host.SaveWith("m2");
     host.Write(1, 'b');
   }
-  ~TransfersKillTest() override { fs::remove_all(folder_); }
-
-  /// Paths are in the files: it is always the same folder that is worked in.
-  std::string work() const { return folder_ + "/host"; }
   vmm::ImportOptions FromExport(const TestHost& host) const {
     vmm::ImportOptions options;
     options.file = work() + "/out/t/Virtual Machines/" + host.Named("t").id() + ".vmcx";
@@ -45,57 +38,33 @@ class TransfersKillTest : public testing::Test {
     return options;
   }
 
-  using Work = std::function<bool(TestHost&)>;
-  /// What `look` says after each kill: `before` and `after` both, and nothing else.
-  void KillAtEachMoment(const Work& operation, const std::string& before, const std::string& after,
-                        const std::function<std::string(TestHost&)>& look) {
-    fs::copy(work(), folder_ + "/kept", fs::copy_options::recursive);
-    const auto once = [&] {
-      TestHost host(work());
-      return operation(host);
-    };
-    const auto renew = [&] {
-      fs::remove_all(work());
-      fs::copy(folder_ + "/kept", work(), fs::copy_options::recursive);
-    };
+  /// What `look` says: "none" before, all of the machine afterwards. The original is what it was.
+  void ExpectAllOrNothing(const std::function<bool(TestHost&)>& operation,
+                          const std::function<std::string(TestHost&)>& look) {
     const auto found = [&] {
       TestHost next(work());
       EXPECT_TRUE(next.Settle());
-      EXPECT_EQ(TextOf(next, "t"), "ab.. 'm2'; a... 'm1'");
+      EXPECT_EQ(TextOf(next, "t"), kMachine);
       return look(next);
     };
-    ASSERT_EQ(found(), before);
-    renew();
-    const tests::Traced whole = tests::RunUntil(~uint64_t{0}, once);
-    if (!whole.traced) GTEST_SKIP() << "processes cannot be traced here";
-    ASSERT_TRUE(whole.ended_well);
-    ASSERT_EQ(found(), after);
-    int old_ones = 0, new_ones = 0;
-    const uint64_t stride = std::max<uint64_t>(1, whole.calls / 60);
-    for (uint64_t limit = 1; limit <= whole.calls; limit += stride) {
-      renew();
-      const tests::Traced run = tests::RunUntil(limit, once);
-      const std::string now = found();
-      now == before ? ++old_ones : ++new_ones;
-      ASSERT_TRUE(now == before || now == after)
-          << "killed at call " << limit << " of " << whole.calls << ": " << now;
-      if (!run.killed) break;  // it ends a little earlier or later each time
+    ASSERT_EQ(found(), "none");
+    std::string after;
+    KillAtEachMoment(operation, 60, "none", found, &after);
+    if (!IsSkipped()) {
+      EXPECT_EQ(after, kMachine);
     }
-    EXPECT_GT(old_ones, 0);
-    EXPECT_GT(new_ones, 0);
   }
 
-  const std::string folder_;
+  static constexpr const char* kMachine = "ab.. 'm2'; a... 'm1'";
 };
 
 TEST_F(TransfersKillTest, AnExportIsThereOrNothingIs) {
   const auto look = [this](TestHost& host) -> std::string {
-    if (fs::is_empty(work() + "/out")) return "nothing";
+    if (fs::is_empty(work() + "/out")) return "none";
     const auto imported = host.Import(FromExport(host));
     return imported.ok() ? TextOf(host, "copy") : imported.error().ToString();
   };
-  KillAtEachMoment([this](TestHost& host) { return host.Export(work() + "/out").ok(); }, "nothing",
-                   "ab.. 'm2'; a... 'm1'", look);
+  ExpectAllOrNothing([this](TestHost& host) { return host.Export(work() + "/out").ok(); }, look);
 }
 
 TEST_F(TransfersKillTest, AnImportedCopyIsAMachineOrNothingIsLeft) {
@@ -108,8 +77,7 @@ TEST_F(TransfersKillTest, AnImportedCopyIsAMachineOrNothingIsLeft) {
     const bool is_empty = fs::is_empty(work() + "/in");
     return is_empty == (copy == "none") ? copy : "litter beside " + copy;
   };
-  KillAtEachMoment([this](TestHost& host) { return host.Import(FromExport(host)).ok(); }, "none",
-                   "ab.. 'm2'; a... 'm1'", look);
+  ExpectAllOrNothing([this](TestHost& host) { return host.Import(FromExport(host)).ok(); }, look);
 }
 
 }  // namespace

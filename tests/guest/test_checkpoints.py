@@ -3,8 +3,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
@@ -138,10 +136,7 @@ class Checkpoints(TreeGroup):
         files = {disk for entry in checkpoints(self.service, "tree") for disk in entry["disks"]}
         files |= {disk["path"] for disk in self.vm.show()["disks"]}
         for file in sorted(file for file in files if file.endswith("vhdx")):
-            self.service.vmctl("disk", "check", file)
-            if shutil.which("7zz"):
-                done = subprocess.run(["7zz", "t", "-tvhdx", file], capture_output=True, text=True, check=False)
-                expect("Everything is Ok" in done.stdout, f"7zz t {file}: {done.stdout[-300:]}{done.stderr}")
+            self.service.judge_image(file)
         self.vm.start()
 
 

@@ -4,7 +4,6 @@
 import json
 import os
 import shutil
-import subprocess
 
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
@@ -54,10 +53,7 @@ class TransferGroup(Group):
         images = [f"{folder}/Virtual Hard Disks/{name}" for name in os.listdir(f"{folder}/Virtual Hard Disks")]
         expect(images, f"no images in {folder}")
         for image in images:
-            self.service.vmctl("disk", "check", image)
-            if shutil.which("7zz"):
-                done = subprocess.run(["7zz", "t", "-tvhdx", image], capture_output=True, text=True, check=False)
-                expect("Everything is Ok" in done.stdout, f"7zz t {image}: {done.stdout[-300:]}{done.stderr}")
+            self.service.judge_image(image)
 
 
 @group

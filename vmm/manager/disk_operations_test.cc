@@ -3,97 +3,59 @@
 // what the stored configuration says at each moment.
 #include "vmm/manager/disk_operations.h"
 
-#include <gtest/gtest.h>
-#include <stdlib.h>
-#include <unistd.h>
-
-#include <filesystem>
 #include <fstream>
 #include <optional>
 
-#include "tests/fakes/fake_worker.h"
-#include "vmm/config/limits.h"
-#include "vmm/os/file.h"
+#include "vmm/manager/manager_test_host.h"
 
 namespace kvmbus::vmm {
 namespace {
 
 using tests::FakeWorker;
 
-constexpr const char* kId = "11111111-2222-3333-4444-555555555555";
-
-class DiskOperationsTest : public testing::Test {
+class DiskOperationsTest : public ManagerTest {
  protected:
-  void SetUp() override {
-    char folder[] = "/tmp/disk-operations-test-XXXXXX";
-    folder_ = ::mkdtemp(folder);
-    loop_ = Loop::Create().value();
-    vm_.set_id(kId);
-    vm_.set_name("one");
-    vm_.set_memory_bytes(uint64_t{1} << 30);
-    vm_.mutable_firmware()->set_kernel("/kernel");
+  DiskOperationsTest() {
     config::Disk* disk = vm_.add_disks();
     disk->set_path(Path("base.vhdx"));
     disk->set_lun(3);
-    ApplyDefaults(&vm_);
-  }
-  void TearDown() override {
-    operations_.reset();
-    inventory_.reset();
-    worker_.reset();
-    std::filesystem::remove_all(folder_);
   }
 
   std::string Path(const std::string& name) const { return folder_ + "/" + name; }
   void Touch(const std::string& name) { std::ofstream(Path(name)) << "x"; }
-  std::unique_ptr<ConfigStore> Store() { return OpenFileConfigStore(folder_ + "/state").value(); }
   /// As it is on disk, where a new vmmd would read it.
   config::Disk Stored() { return Store()->List().value().vms.at(0).disks(0); }
 
   void Open() {
     ASSERT_TRUE(Store()->Save(vm_).ok());
-    Inventory::Options options;
-    options.state_dir = folder_ + "/state";
-    options.run_dir = folder_ + "/run";
-    options.worker_path = "/bin/false";
-    options.check_host = [] { return std::vector<HostRequirement>(); };
-    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
+    OpenInventory();
     operations_ = std::make_unique<DiskOperations>(*inventory_);
   }
   /// With a machine that runs, whose disk has the file `uses` as a layer.
   void OpenWithWorker(FakeWorker::Answer answer) {
-    ASSERT_TRUE(MakeFolders(folder_ + "/run/" + kId).ok());
-    worker_ = std::make_unique<FakeWorker>(
-        *loop_, folder_ + "/run/" + kId + "/worker.sock",
-        [this, answer](const worker::Request& request) -> std::optional<worker::Reply> {
-          worker::Reply reply;
-          if (request.has_hello()) {
-            *reply.mutable_hello()->mutable_config() = running_;
-            reply.mutable_hello()->mutable_status()->set_state(worker::RUNNING);
-            reply.mutable_hello()->mutable_status()->set_pid(static_cast<uint32_t>(::getpid()));
-            greeted_ = true;
-            return reply;
-          }
-          if (request.has_find_disk()) {
-            const bool known = request.find_disk().path() == Path(uses_);
-            if (known) {
-              reply.mutable_disk_place()->set_lun(3);
-              reply.mutable_disk_place()->set_layer(layer_);
-              reply.mutable_disk_place()->set_path(Path("base.vhdx"));
-            } else {
-              reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kNotFound));
-            }
-            return reply;
-          }
-          return answer(request);
-        });
+    StartWorker([this, answer](const worker::Request& request) -> std::optional<worker::Reply> {
+      worker::Reply reply;
+      if (request.has_hello()) {
+        Greet(running_, worker::RUNNING, static_cast<uint32_t>(::getpid()), &reply);
+        greeted_ = true;
+        return reply;
+      }
+      if (request.has_find_disk()) {
+        const bool known = request.find_disk().path() == Path(uses_);
+        if (known) {
+          reply.mutable_disk_place()->set_lun(3);
+          reply.mutable_disk_place()->set_layer(layer_);
+          reply.mutable_disk_place()->set_path(Path("base.vhdx"));
+        } else {
+          reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kNotFound));
+        }
+        return reply;
+      }
+      return answer(request);
+    });
     Open();
     Turn([this] { return greeted_; });
     for (int i = 0; i < 5; ++i) loop_->RunOnce(1);
-  }
-  void Turn(const std::function<bool()>& until) {
-    for (int i = 0; i < 500 && !until(); ++i) loop_->RunOnce(10);
-    ASSERT_TRUE(until());
   }
   /// Its result.
   Result<void> Await(const std::function<void(DiskOperations::Done)>& start) {
@@ -114,13 +76,10 @@ class DiskOperationsTest : public testing::Test {
     return reply;
   }
 
-  std::string folder_, uses_ = "base.vhdx";
+  std::string uses_ = "base.vhdx";
   uint32_t layer_ = 0;
-  config::Vm vm_, running_;
+  config::Vm running_;
   bool greeted_ = false;
-  std::unique_ptr<Loop> loop_;
-  std::unique_ptr<FakeWorker> worker_;
-  std::unique_ptr<Inventory> inventory_;
   std::unique_ptr<DiskOperations> operations_;
 };
 

@@ -1,24 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The manager's part of saving a machine, with a worker that answers as the test tells it.
-#include <gtest/gtest.h>
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <csignal>
-#include <filesystem>
 #include <fstream>
+#include <optional>
 
-#include "tests/fakes/fake_worker.h"
-#include "vmm/config/limits.h"
-#include "vmm/manager/inventory.h"
+#include "vmm/manager/manager_test_host.h"
 #include "vmm/manager/state_jobs.h"
-#include "vmm/os/file.h"
 
 namespace kvmbus::vmm {
 namespace {
-
-constexpr const char* kId = "11111111-2222-3333-4444-555555555555";
 
 /// A merge that ends when the test says so.
 class SlowMerge final : public ImageWorker {
@@ -41,55 +30,24 @@ class SlowMerge final : public ImageWorker {
   std::function<void()> idle_;
 };
 
-class InventorySaveTest : public testing::Test {
+class InventorySaveTest : public ManagerTest {
  protected:
   void SetUp() override {
-    char folder[] = "/tmp/inventory-save-test-XXXXXX";
-    folder_ = ::mkdtemp(folder);
-    loop_ = Loop::Create().value();
-    vm_.set_id(kId);
-    vm_.set_name("one");
-    vm_.set_memory_bytes(uint64_t{1} << 30);
     vm_.set_folder(folder_ + "/state");
-    vm_.mutable_firmware()->set_kernel("/kernel");
-    ApplyDefaults(&vm_);
-    process_ = ::fork();
-    if (process_ == 0) {
-      ::pause();
-      ::_exit(0);
-    }
-    ASSERT_TRUE(MakeFolders(folder_ + "/run/" + kId).ok());
-    worker_ = std::make_unique<tests::FakeWorker>(
-        *loop_, folder_ + "/run/" + kId + "/worker.sock",
-        [this](const worker::Request& request) { return Answer(request); });
-    ASSERT_TRUE(OpenFileConfigStore(folder_ + "/state").value()->Save(vm_).ok());
+    StartWorker([this](const worker::Request& request) { return Answer(request); });
+    ASSERT_TRUE(Store()->Save(vm_).ok());
     Open();
     Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
   }
   void Open() {
-    inventory_.reset();
-    Inventory::Options options;
-    options.state_dir = folder_ + "/state";
-    options.run_dir = folder_ + "/run";
-    options.worker_path = "/bin/false";
-    options.check_host = [] { return std::vector<HostRequirement>(); };
-    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
+    OpenInventory();
     inventory_->SetImageWorker(&merge_);
-  }
-  void TearDown() override {
-    inventory_.reset();
-    worker_.reset();
-    ::kill(process_, SIGKILL);
-    ::waitpid(process_, nullptr, 0);
-    std::filesystem::remove_all(folder_);
   }
 
   worker::Reply Answer(const worker::Request& request) {
     worker::Reply reply;
     if (request.has_hello()) {
-      *reply.mutable_hello()->mutable_config() = vm_;
-      reply.mutable_hello()->mutable_status()->set_state(worker::RUNNING);
-      reply.mutable_hello()->mutable_status()->set_pid(static_cast<uint32_t>(process_));
+      Greet(vm_, worker::RUNNING, process_.pid(), &reply);
     } else if (request.has_capture()) {
       ++captures_;
       EXPECT_TRUE(request.capture().stop() && request.capture().compress());
@@ -98,13 +56,9 @@ class InventorySaveTest : public testing::Test {
       else
         reply.mutable_capture();
     } else if (request.has_turn_off()) {
-      ::kill(process_, SIGKILL);
+      process_.Kill();
     }
     return reply;
-  }
-  void Turn(const std::function<bool()>& until) {
-    for (int i = 0; i < 500 && !until(); ++i) loop_->RunOnce(10);
-    ASSERT_TRUE(until());
   }
   void Save() {
     result_.reset();
@@ -122,15 +76,10 @@ class InventorySaveTest : public testing::Test {
     EXPECT_LT(std::filesystem::file_size(State()), 1u << 20) << "as of any machine that is off";
   }
 
-  std::string folder_;
-  config::Vm vm_;
-  pid_t process_ = 0;
+  SleepingProcess process_;
   bool fails_ = false;
   int captures_ = 0;
   SlowMerge merge_;
-  std::unique_ptr<Loop> loop_;
-  std::unique_ptr<tests::FakeWorker> worker_;
-  std::unique_ptr<Inventory> inventory_;
   std::optional<Result<void>> result_;
 };
 
@@ -173,7 +122,7 @@ TEST_F(InventorySaveTest, NothingElseChangesAMachineThatIsBeingSaved) {
 
 TEST_F(InventorySaveTest, AWorkerThatIsKilledInASaveLeavesNothingOfIt) {
   WriteState();
-  ::kill(process_, SIGKILL);
+  process_.Kill();
   Turn([this] { return inventory_->Get(kId)->status.state() == worker::OFF; });
   ExpectTidy();
 }

@@ -2,37 +2,18 @@
 // What the inventory does with configurations, without workers.
 #include "vmm/manager/inventory.h"
 
-#include <gtest/gtest.h>
-#include <stdlib.h>
-
-#include <filesystem>
 #include <fstream>
+
+#include "vmm/manager/manager_test_host.h"
 
 namespace kvmbus::vmm {
 namespace {
 
-class InventoryTest : public testing::Test {
+class InventoryTest : public ManagerTest {
  protected:
-  InventoryTest() : loop_(Loop::Create().value()) {
-    char folder[] = "/tmp/inventory-test-XXXXXX";
-    folder_ = ::mkdtemp(folder);
-    Open();
-  }
-  ~InventoryTest() override {
-    inventory_.reset();
-    std::filesystem::remove_all(folder_);
-  }
+  InventoryTest() { Open(); }
 
-  /// As a new vmmd does.
-  void Open() {
-    inventory_.reset();
-    Inventory::Options options;
-    options.state_dir = folder_ + "/state/";
-    options.run_dir = folder_ + "/run";
-    options.worker_path = "/bin/false";
-    options.check_host = [] { return std::vector<HostRequirement>(); };
-    inventory_ = Inventory::Open(*loop_, std::move(options)).value();
-  }
+  void Open() { OpenInventory(); }
   static config::Vm Sample(const std::string& version) {
     config::Vm vm;
     vm.set_name("one");
@@ -41,10 +22,6 @@ class InventoryTest : public testing::Test {
     vm.mutable_firmware()->set_kernel("/kernel");
     return vm;
   }
-
-  std::string folder_;
-  std::unique_ptr<Loop> loop_;
-  std::unique_ptr<Inventory> inventory_;
 };
 
 TEST_F(InventoryTest, ANewMachineIsOfTheNewestVersionInTheStatesFolder) {
