@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <filesystem>
 
 #include "vmm/os/file.h"
 
@@ -23,11 +22,22 @@ vmm::Error ExistsAlready(const std::string& path) {
                         "'{}' exists already; choose another name, or delete it first", path);
 }
 
+/// Where a descriptor is a name.
+std::string NameOf(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
+/// Of a file without a name nothing is left, whatever happens. Not every file system has them.
+Result<std::unique_ptr<BlockFile>> CreateNameless(const std::string& folder) {
+  const vmm::Fd fd = TRY(vmm::OpenFile(folder, O_TMPFILE | O_RDWR, 0640));
+  return OpenBlockFile(NameOf(fd.get()), false);
+}
+
 }  // namespace
 
 Result<NewFile> NewFile::Create(const std::string& path) {
   struct stat status = {};
   if (::lstat(path.c_str(), &status) == 0) return ExistsAlready(path);
+  if (auto nameless = CreateNameless(vmm::FolderOf(path)); nameless.ok())
+    return NewFile(path, "", std::move(nameless).value());
   std::string temporary = fmt::format("{}.new.{}", path, ::getpid());
   ::unlink(temporary.c_str());
   TRY(vmm::OpenFile(temporary, O_RDWR | O_CREAT | O_EXCL, 0640)).Reset();
@@ -40,25 +50,31 @@ Result<NewFile> NewFile::Create(const std::string& path) {
 }
 
 NewFile::~NewFile() {
-  if (file_) ::unlink(temporary_.c_str());
+  if (file_ && !temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 std::unique_ptr<BlockFile> NewFile::Take() {
-  ::unlink(temporary_.c_str());
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
   return std::move(file_);
 }
 
 Result<void> NewFile::Publish() {
   TRY_VOID(file_->Flush());
-  int status = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
-  // Not every file system has a rename that does not replace; a link never does.
-  if (status < 0 && errno == EINVAL) status = ::link(temporary_.c_str(), path_.c_str());
-  if (status < 0) {
+  if (GiveName() < 0) {
     if (errno == EEXIST) return ExistsAlready(path_);
     return vmm::Error::FromErrno(errno, fmt::format("creating '{}'", path_));
   }
-  const std::string folder = std::filesystem::path(path_).parent_path().string();
-  return vmm::SyncFolder(folder.empty() ? "." : folder);
+  return vmm::SyncFolder(vmm::FolderOf(path_));
+}
+
+int NewFile::GiveName() const {
+  if (temporary_.empty())
+    return ::linkat(AT_FDCWD, NameOf(file_->fd()).c_str(), AT_FDCWD, path_.c_str(),
+                    AT_SYMLINK_FOLLOW);
+  const int status =
+      ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
+  // Not every file system has a rename that does not replace; a link never does.
+  return status < 0 && errno == EINVAL ? ::link(temporary_.c_str(), path_.c_str()) : status;
 }
 
 }  // namespace kvmbus::virtdev

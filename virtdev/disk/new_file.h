@@ -10,7 +10,8 @@
 
 namespace kvmbus::virtdev {
 
-/// Made under a temporary name beside its own; gone with the object unless it was published.
+/// Made without a name, or, where the file system has no such files, under a temporary one beside
+/// its own; gone with the object unless it was published.
 class NewFile {
  public:
   /// kAlreadyExists if there is a file of that name.
@@ -28,7 +29,9 @@ class NewFile {
   NewFile(std::string path, std::string temporary, std::unique_ptr<BlockFile> file)
       : path_(std::move(path)), temporary_(std::move(temporary)), file_(std::move(file)) {}
 
-  std::string path_, temporary_;
+  int GiveName() const;  ///< < 0: errno says why not
+
+  std::string path_, temporary_;     // temporary_: "" if it has no name
   std::unique_ptr<BlockFile> file_;  // null once moved from
 };
 
