@@ -90,16 +90,29 @@ Result<void> WriteConfigFile(FileOperations& files, const config::Vm& vm, Key tr
   return ReplaceStateMirror(files, vm, tree);
 }
 
+namespace {
+
+/// Of a container, without its large objects.
+Result<Key> ReadKeys(const std::string& path) {
+  const Fd file = TRY(OpenFile(path, O_RDONLY));
+  constexpr HvsReader::Limits kKeysAlone = {.tree_bytes = 16 << 20, .inline_bytes = 0};
+  return TRY(HvsReader::Open(file.get(), kKeysAlone)).root();
+}
+
+}  // namespace
+
 bool HasStateMirror(const config::Vm& vm) {
   return vm.version() != kVersion50 && !vm.has_checkpoint();
 }
 
 bool IsStateMirror(const std::string& path) {
-  const auto file = OpenFile(path, O_RDONLY);
-  if (!file.ok()) return false;
-  constexpr HvsReader::Limits kKeysAlone = {.tree_bytes = 16 << 20, .inline_bytes = 0};
-  const auto reader = HvsReader::Open(file->get(), kKeysAlone);
-  return reader.ok() && reader->root().Find("savedstate") == nullptr;
+  const auto keys = ReadKeys(path);
+  return keys.ok() && keys->Find("savedstate") == nullptr;
+}
+
+bool IsOwnSavedState(const std::string& path) {
+  const auto keys = ReadKeys(path);
+  return keys.ok() && keys->Find("savedstate/kvmbus") != nullptr;
 }
 
 Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree) {

@@ -35,6 +35,8 @@ Key StateMirrorOf(const Key& tree);
 bool HasStateMirror(const config::Vm& vm);
 /// Whether the file is one, and no saved state.
 bool IsStateMirror(const std::string& path);
+/// Whether the file is a saved state that kvmbus wrote.
+bool IsOwnSavedState(const std::string& path);
 Result<void> ReplaceStateMirror(FileOperations& files, const config::Vm& vm, const Key& tree);
 
 /// Where a configuration of that id and version belongs, with the mirror of one that is off. What

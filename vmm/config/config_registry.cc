@@ -9,7 +9,22 @@ namespace kvmbus::vmm {
 namespace {
 
 constexpr const char* kMachines = "Configurations/VirtualMachines";
+constexpr const char* kDeletions = "kvmbus/Deletions";
 constexpr const char* kUpgrades = "kvmbus/Upgrades";
+
+std::map<std::string, std::string> ReadPaths(const Key* node) {
+  std::map<std::string, std::string> paths;
+  if (node == nullptr) return paths;
+  for (const Key& key : node->children) {
+    const auto* path = std::get_if<std::string>(&key.value);
+    if (path != nullptr) paths.emplace(key.name, *path);
+  }
+  return paths;
+}
+
+void WritePaths(const std::map<std::string, std::string>& paths, Key* node) {
+  for (const auto& [id, path] : paths) node->children.push_back({id, path, {}});
+}
 
 }  // namespace
 
@@ -23,12 +38,8 @@ Result<bool> ConfigRegistry::Load() {
         "are listed anew)");
   }
   State state;
-  if (const Key* machines = tree->Find(kMachines)) {
-    for (const Key& key : machines->children) {
-      const auto* path = std::get_if<std::string>(&key.value);
-      if (path != nullptr) state.machines.emplace(key.name, *path);
-    }
-  }
+  state.machines = ReadPaths(tree->Find(kMachines));
+  state.deletions = ReadPaths(tree->Find(kDeletions));
   if (const Key* upgrades = tree->Find(kUpgrades)) {
     for (const Key& key : upgrades->children) state.upgrades.insert(key.name);
   }
@@ -42,10 +53,16 @@ Result<void> ConfigRegistry::Register(const std::string& id, const std::string& 
   return Store(std::move(changed));
 }
 
-Result<void> ConfigRegistry::Unregister(const std::string& id) {
+Result<void> ConfigRegistry::BeginDeletion(const std::string& id) {
   State changed = state_;
-  changed.machines.erase(id);
+  if (auto node = changed.machines.extract(id)) changed.deletions.insert(std::move(node));
   changed.upgrades.erase(id);
+  return Store(std::move(changed));
+}
+
+Result<void> ConfigRegistry::EndDeletion(const std::string& id) {
+  State changed = state_;
+  changed.deletions.erase(id);
   return Store(std::move(changed));
 }
 
@@ -63,8 +80,8 @@ Result<void> ConfigRegistry::EndUpgrade(const std::string& id) {
 
 Result<void> ConfigRegistry::Store(State changed) {
   Key tree;
-  Key& machines = tree.Make(kMachines);
-  for (const auto& [id, path] : changed.machines) machines.children.push_back({id, path, {}});
+  WritePaths(changed.machines, &tree.Make(kMachines));
+  if (!changed.deletions.empty()) WritePaths(changed.deletions, &tree.Make(kDeletions));
   if (!changed.upgrades.empty()) {
     Key& upgrades = tree.Make(kUpgrades);
     for (const std::string& id : changed.upgrades) upgrades.children.push_back({id, true, {}});

@@ -24,16 +24,20 @@ class ConfigRegistry {
   const std::map<std::string, std::string>& machines() const { return state_.machines; }
   /// Ids of machines that are on their way to another version.
   const std::set<std::string>& upgrades() const { return state_.upgrades; }
+  /// Paths by id of machines whose files are to go.
+  const std::map<std::string, std::string>& deletions() const { return state_.deletions; }
 
   /// Each is one durable step: done or not.
   Result<void> Register(const std::string& id, const std::string& path);
-  Result<void> Unregister(const std::string& id);
+  Result<void> BeginDeletion(const std::string& id);  ///< it is no machine any more
+  Result<void> EndDeletion(const std::string& id);
   Result<void> BeginUpgrade(const std::string& id);
   Result<void> EndUpgrade(const std::string& id);
 
  private:
   struct State {
     std::map<std::string, std::string> machines;
+    std::map<std::string, std::string> deletions;
     std::set<std::string> upgrades;
   };
   Result<void> Store(State changed);

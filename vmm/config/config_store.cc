@@ -8,6 +8,7 @@
 #include "vmm/config/config_upgrade.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/os/file.h"
+#include "vmm/os/log.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -18,6 +19,8 @@ class FileConfigStore final : public ConfigStore {
       : folder_(std::move(folder)), files_(files), registry_(files, folder_ + "/data.vmcx") {}
 
   Result<void> Open() {
+    for (const std::string& folder : {folder_, MachinesFolderOf(Own()), CheckpointsFolderOf(Own())})
+      RemoveUnfinished(folder);
     if (TRY(registry_.Load())) return {};
     for (const std::string& path : OwnFiles()) {
       const auto file = ReadConfigFile(path);
@@ -29,8 +32,14 @@ class FileConfigStore final : public ConfigStore {
   Result<Listing> List() override {
     Listing listing;
     listing.damaged = SettleUpgrades(files_, registry_);
+    const auto deletions = registry_.deletions();
+    for (const auto& [id, path] : deletions) {
+      auto finished = FinishDeletion(id);
+      if (!finished.ok()) listing.damaged.push_back(std::move(finished.error()));
+    }
     std::set<std::string> folders = {CheckpointsFolderOf(Own())};
     for (const auto& [id, path] : registry_.machines()) {
+      RemoveUnfinished(FolderOf(path));
       auto file = ReadConfigFile(path);
       if (file.ok() && (file->vm.id() != id || file->vm.has_checkpoint()))
         file = MakeError(Code::kDataLoss, "configuration '{}' is not of the virtual machine {}",
@@ -40,6 +49,7 @@ class FileConfigStore final : public ConfigStore {
         continue;
       }
       folders.insert(CheckpointsFolderOf(file->vm));
+      RemoveUnfinished(CheckpointsFolderOf(file->vm));
       listing.vms.push_back(std::move(file->vm));
     }
     for (const std::string& folder : folders) ListCheckpoints(folder, &listing);
@@ -56,19 +66,22 @@ class FileConfigStore final : public ConfigStore {
     if (!vm.has_checkpoint()) {
       if (registry_.machines().count(vm.id()) == 0)
         return MakeError(Code::kNotFound, "there is no virtual machine {}", vm.id());
-      TRY_VOID(registry_.Unregister(vm.id()));
-    } else if (!FileExists(ConfigFileOf(vm))) {
-      return MakeError(Code::kNotFound, "there is no checkpoint '{}'", ConfigFileOf(vm));
+      TRY_VOID(registry_.BeginDeletion(vm.id()));
+      const auto finished = FinishDeletion(vm.id());
+      if (!finished.ok())
+        spdlog::error("files of '{}' are left, and go when vmmd starts again: {}", vm.name(),
+                      finished.error().ToString());
+      return {};
     }
-    TRY_VOID(files_.Remove(ConfigFileOf(vm)));
-    TRY_VOID(files_.Remove(StateFileOf(vm)));
-    return files_.Remove(MemoryFileOf(vm));
+    if (!FileExists(ConfigFileOf(vm)))
+      return MakeError(Code::kNotFound, "there is no checkpoint '{}'", ConfigFileOf(vm));
+    return RemoveFilesOf(vm);
   }
 
-  Result<void> TidySavedState(const config::Vm& vm) override {
+  Result<void> TidySavedState(const config::Vm& vm, bool ours_alone) override {
     for (const std::string& file : SavedStateFilesOf(vm))
       TRY_VOID(files_.Remove(file + std::string(kUnfinishedSuffix)));
-    if (vm.saved()) return {};
+    if (vm.saved() || (ours_alone && !IsOwnSavedState(StateFileOf(vm)))) return {};
     if (!HasStateMirror(vm)) {
       for (const std::string& file : SavedStateFilesOf(vm)) TRY_VOID(files_.Remove(file));
       return {};
@@ -88,6 +101,28 @@ class FileConfigStore final : public ConfigStore {
   }
 
  private:
+  /// The configuration last: of a checkpoint, it says whose the rest is.
+  Result<void> RemoveFilesOf(const config::Vm& vm) {
+    TRY_VOID(files_.Remove(MemoryFileOf(vm)));
+    TRY_VOID(files_.Remove(StateFileOf(vm)));
+    return files_.Remove(ConfigFileOf(vm));
+  }
+
+  Result<void> FinishDeletion(const std::string& id) {
+    const std::string path = registry_.deletions().at(id);
+    config::Vm vm;  // its file may be damaged
+    vm.set_id(id);
+    vm.set_version(path.ends_with(kXmlSuffix) ? kVersion50 : kVersion62);
+    vm.set_folder(FolderOf(FolderOf(path)));
+    for (const std::string& other : ConfigFilesIn(CheckpointsFolderOf(vm))) {
+      const auto checkpoint = ReadConfigFile(other);
+      if (checkpoint.ok() && checkpoint->vm.has_checkpoint() && checkpoint->vm.id() == id)
+        TRY_VOID(RemoveFilesOf(checkpoint->vm));
+    }
+    TRY_VOID(RemoveFilesOf(vm));
+    return registry_.EndDeletion(id);
+  }
+
   Result<void> Write(const config::Vm& given, bool take_what_is_there) {
     config::Vm vm = given;
     if (vm.folder().empty()) vm.set_folder(folder_);
@@ -148,7 +183,7 @@ class FileConfigStore final : public ConfigStore {
         listing->damaged.push_back(
             MakeError(Code::kNotFound,
                       "configuration '{}' is not in the list of virtual machines (a creation "
-                      "or a deletion that was cut short?); import it, or delete it",
+                      "that was cut short?); import it, or delete it",
                       path));
     }
   }

@@ -74,14 +74,19 @@ void Inventory::Load(const ConfigStore::Listing& listing) {
 }
 
 void Inventory::Adopt(Record& record) {
-  const std::string& id = record.config.id();
-  if (Connect(record).ok()) {
+  if (Connect(record).ok())
     record.status.set_state(worker::RUNNING);  // until its hello says more
-    return;
-  }
+  else
+    FindEnded(record);
+}
+
+/// It does not run; its worker, if it had one, ended while nobody looked.
+void Inventory::FindEnded(Record& record) {
+  const std::string& id = record.config.id();
+  record.status.set_state(RestStateOf(record.config));
   // An imported one may have a saved state of Hyper-V's; one that ran here has outlived that.
   const bool ran = FileExists(RunDirOf(id) + "/lock");
-  if (ran) TidySavedState(record.config);
+  TidySavedState(record.config, !ran);
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;
   if (exit_bytes.ok() && exit.ParseFromString(*exit_bytes)) {
@@ -170,7 +175,6 @@ Result<void> Inventory::Delete(const std::string& id) {
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
-  for (const auto& [checkpoint, config] : record->checkpoints) TRY_VOID(store_->Delete(config));
   TRY_VOID(store_->Delete(record->config));
   for (const char* file : {"lock", "exit", "worker.log"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
@@ -323,6 +327,8 @@ Result<void> Inventory::Connect(Record& record) {
   hello.mutable_hello()->set_protocol(kProtocol);
   record.link->Call(
       std::move(hello), kHelloTimeoutNs, [this, raw = &record](const Result<worker::Reply>& reply) {
+        if (!reply.ok() && reply.error().code() == Code::kUnavailable && !raw->active())
+          return OnAdoptedEnded(*raw);
         if (!reply.ok() || !reply->has_hello()) return;
         if (!raw->active()) {
           auto adopted = AdoptWorker(static_cast<pid_t>(reply->hello().status().pid()));
@@ -337,6 +343,22 @@ Result<void> Inventory::Connect(Record& record) {
         OnStatus(*raw, reply->hello().status());
       });
   return {};
+}
+
+/// A worker of an earlier vmmd's that ended before it said who it is.
+void Inventory::OnAdoptedEnded(Record& record) {
+  FindEnded(record);
+  spdlog::info("'{}' is off: {}", record.config.name(), record.status.reason());
+  DropLink(record.config.id());
+  Notify(record.config.id());
+}
+
+/// Its own last replies are in the socket's buffer: they are read before the link goes.
+void Inventory::DropLink(const std::string& id) {
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    if (Record* ended = Find(id); ended != nullptr && !ended->active()) ended->link.reset();
+  });
 }
 
 void Inventory::OnStatus(Record& record, const worker::Status& status) {
@@ -365,7 +387,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   loop_.CancelTimer(record.connect_timer);
   record.connect_timer = 0;
   record.process = {};
-  TidySavedState(record.config);
+  TidySavedState(record.config, false);
   record.shared_disks.clear();
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;
@@ -384,11 +406,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   }
   spdlog::info("'{}' is off: {}", record.config.name(), status.reason());
   record.status = status;
-  // Its own last replies are in the socket's buffer: they are read before the link goes.
-  loop_.Post([this, alive = alive_, id] {
-    if (!*alive) return;
-    if (Record* ended = Find(id); ended != nullptr && !ended->active()) ended->link.reset();
-  });
+  DropLink(id);
   for (const char* file : {"worker.sock", "console.sock"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
   FinishStart(record, Error(has_record && exit.code() != 0 ? ToCode(exit.code()) : Code::kInternal,

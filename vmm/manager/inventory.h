@@ -128,6 +128,9 @@ class Inventory {
   void AddRecord(config::Vm vm);
   void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
   void Adopt(Record& record);
+  void FindEnded(Record& record);
+  void OnAdoptedEnded(Record& record);
+  void DropLink(const std::string& id);
   Record* Find(const std::string& id) const;
   Result<void> HostIsFit() const;
   void HoldAndLaunch(const std::string& id, Done done);
@@ -135,7 +138,7 @@ class Inventory {
   // inventory_save.cc
   void Capture(const std::string& id, bool compress, Done done);
   void CommitSaved(Record& record);
-  void TidySavedState(const config::Vm& vm);
+  void TidySavedState(const config::Vm& vm, bool ours_alone);
   void ResumeRestored(Record& record);
   // inventory_shared.cc: disks that several virtual machines have.
   void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);

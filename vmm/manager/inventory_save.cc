@@ -75,8 +75,8 @@ void Inventory::Capture(const std::string& id, bool compress, Done done) {
        });
 }
 
-void Inventory::TidySavedState(const config::Vm& vm) {
-  const auto tidied = store_->TidySavedState(vm);
+void Inventory::TidySavedState(const config::Vm& vm, bool ours_alone) {
+  const auto tidied = store_->TidySavedState(vm, ours_alone);
   if (!tidied.ok()) spdlog::error("'{}': {}", vm.name(), tidied.error().ToString());
 }
 
@@ -116,7 +116,7 @@ void Inventory::ResumeRestored(Record& record) {
          if (Record* failed = Find(id)) FinishStart(*failed, reply.error());
        });
   // The worker has the files open, and nobody else needs them. The guest does not wait for this.
-  TidySavedState(record.config);
+  TidySavedState(record.config, false);
 }
 
 Result<void> Inventory::DiscardSaved(const std::string& id) {
@@ -129,7 +129,7 @@ Result<void> Inventory::DiscardSaved(const std::string& id) {
   off.set_saved(false);
   TRY_VOID(store_->Save(off));
   record->config = std::move(off);
-  TidySavedState(record->config);
+  TidySavedState(record->config, false);
   record->status.set_state(worker::OFF);
   record->status.set_reason("its saved state was given up");
   Notify(id);

@@ -133,10 +133,22 @@ TEST_F(InventorySaveTest, NorDoesOneThatIsKilledWithVmmd) {
   std::filesystem::remove(folder_ + "/run/" + kId + "/worker.sock");
   WriteState();
   Open();
-  EXPECT_TRUE(std::filesystem::exists(State() + ".new")) << "none ran here: it may be anybody's";
+  EXPECT_EQ(std::filesystem::file_size(State()), 1u << 20) << "none ran here: it may be anybody's";
   std::ofstream(folder_ + "/run/" + kId + "/lock") << "";
   Open();
   EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::OFF);
+  ExpectTidy();
+}
+
+TEST_F(InventorySaveTest, AWorkerThatEndsBeforeItSaysWhoItIsDoesNotRun) {
+  StartWorker([](const worker::Request&) { return std::nullopt; });
+  std::ofstream(folder_ + "/run/" + kId + "/lock") << "";
+  Open();
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::RUNNING);
+  WriteState();
+  worker_.reset();
+  Turn([this] { return inventory_->Get(kId)->status.state() == worker::OFF; });
+  EXPECT_NE(inventory_->Get(kId)->status.reason(), "");
   ExpectTidy();
 }
 

@@ -24,6 +24,7 @@ bool Older(const config::Job& a, const config::Job& b) {
 
 Result<std::unique_ptr<Jobs>> Jobs::Open(const std::string& folder, const Clock& clock) {
   TRY_VOID(MakeFolders(folder, 0750));
+  RemoveUnfinished(folder);
   std::unique_ptr<Jobs> self(new Jobs(folder, clock));
   self->Load();
   return self;

@@ -12,6 +12,15 @@
 
 namespace kvmbus::vmm {
 
+namespace {
+
+/// See RemoveUnfinished.
+std::string TemporaryName(const std::string& path) {
+  return fmt::format("{}{}.{}", path, kUnfinishedSuffix, ::getpid());
+}
+
+}  // namespace
+
 bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 std::string FolderOf(const std::string& path) {
@@ -41,7 +50,7 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes)
 }
 
 Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode) {
-  const std::string temporary = fmt::format("{}.new.{}", path, ::getpid());
+  const std::string temporary = TemporaryName(path);
   {
     const Fd fd = TRY(OpenFile(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
     const auto* bytes = reinterpret_cast<const uint8_t*>(content.data());
@@ -60,8 +69,20 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
   return SyncFolder(FolderOf(path));
 }
 
+void RemoveUnfinished(const std::string& folder) {
+  const std::string mark = fmt::format("{}.", kUnfinishedSuffix);
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    const size_t at = name.rfind(mark);
+    if (at == std::string::npos || at == 0 || at + mark.size() == name.size()) continue;
+    if (name.find_first_not_of("0123456789", at + mark.size()) != std::string::npos) continue;
+    ::unlink(entry.path().c_str());
+  }
+}
+
 Result<void> LinkFile(const std::string& from, const std::string& to) {
-  const std::string temporary = fmt::format("{}.new.{}", to, ::getpid());
+  const std::string temporary = TemporaryName(to);
   ::unlink(temporary.c_str());
   if (::link(from.c_str(), temporary.c_str()) < 0) {
     const int failed = errno;

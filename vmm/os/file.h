@@ -25,6 +25,10 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
 /// is whole; who is killed leaves it.
 inline constexpr std::string_view kUnfinishedSuffix = ".new";
 
+/// Removes what was to replace files of the folder when its writer was killed. Only where nobody
+/// can be writing.
+void RemoveUnfinished(const std::string& folder);
+
 /// A second name for a file, in place of what has that name; where the file system has no second
 /// names, a copy. Done twice it is done once: kNotFound only if neither name is there.
 Result<void> LinkFile(const std::string& from, const std::string& to);
