@@ -21,6 +21,8 @@ import test_fio  # noqa: F401
 import test_killed  # noqa: F401
 import test_live_disks  # noqa: F401
 import test_machine  # noqa: F401
+import test_power  # noqa: F401
+import test_power_running  # noqa: F401
 import test_qos  # noqa: F401
 import test_saved  # noqa: F401
 import test_service  # noqa: F401
@@ -93,9 +95,14 @@ def main():
     parser.add_argument("--group", metavar="NAME", help="run the tests of that group alone")
     parser.add_argument("--fail-fast", action="store_true", help="end a group at its first failure")
     parser.add_argument("--io-mib", type=int, default=1024, help="size of the storage test (default 1024)")
+    parser.add_argument("--cuts", type=int, default=1, help="power cuts in each command (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of power cuts (default 1)")
     parser.add_argument("--list", action="store_true", help="print the tests' names")
+    parser.add_argument("--changes-host", action="store_true", help="of those groups alone that change the host")
     options = parser.parse_args()
     chosen = choose(options.only, options.group)
+    if options.changes_host:
+        chosen = [(cls, tests) for cls, tests in chosen if cls.changes_host]
     if options.list:
         for cls, tests in chosen:
             print("\n".join(full_name(cls, test) for test in tests))

@@ -17,6 +17,8 @@ def group(cls):
 class Group:
     """Tests that share machines. set_up boots them, tear_down removes whatever is left."""
 
+    changes_host = False  # loads modules, mounts, makes devices: runs on a software host wherever it is started
+
     def __init__(self, context):
         self.context = context
         self.service, self.image = context.service, context.image
