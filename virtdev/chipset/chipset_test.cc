@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "state/chipset.pb.h"
 #include "tests/fakes/device_contract.h"
 #include "tests/fakes/fake_vm.h"
 #include "tests/fakes/manual_clock.h"
@@ -156,6 +157,31 @@ TEST_F(RtcTest, ATimeThatWasSetGoesOnAndSurvivesSaving) {
   EXPECT_EQ(Read(kYear), 0x99);
   EXPECT_EQ(Read(kMinutes), 0x31);
   EXPECT_EQ(Read(kSeconds), 0x05);
+}
+
+TEST_F(RtcTest, ATimeThatIsNoneIsNotTaken) {
+  using namespace rtc;
+  const uint8_t century = Read(kCentury);
+  Write(kRegisterB, kBSet | kB24Hours | kBBinary);
+  Write(kCentury, 250);
+  Write(kRegisterB, kB24Hours);
+  EXPECT_EQ(Read(kCentury), century);
+  const std::string saved = *rtc->Save();
+  Make();
+  EXPECT_TRUE(rtc->Restore(1, saved).ok()) << "whatever a guest wrote";
+}
+
+TEST_F(RtcTest, AStateThatNoGuestCanBringAboutIsRefused) {
+  using namespace rtc;
+  state::Rtc saved;
+  ASSERT_TRUE(saved.ParseFromString(*rtc->Save()));
+  EXPECT_TRUE(rtc->Restore(1, saved.SerializeAsString()).ok());
+  for (const auto& [index, value] :
+       {std::pair{kRegisterA, kAUpdateInProgress}, {kRegisterC, 0x10}, {kRegisterD, 0x00}}) {
+    state::Rtc bad = saved;
+    (*bad.mutable_cmos())[index] = static_cast<char>(value);
+    EXPECT_FALSE(rtc->Restore(1, bad.SerializeAsString()).ok()) << unsigned{index};
+  }
 }
 
 class PowerTest : public testing::Test, public PowerFixture {

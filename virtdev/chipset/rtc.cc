@@ -17,6 +17,13 @@ bool IsTimeRegister(uint8_t index) {
          (index >= kDayOfWeek && index <= kYear) || index == kCentury;
 }
 
+/// What no guest can write: one that waits for the end of an update would wait for ever.
+bool FixedBitsAreValid(std::string_view cmos) {
+  const auto at = [cmos](uint8_t index) { return static_cast<uint8_t>(cmos[index]); };
+  return (at(kRegisterA) & kAUpdateInProgress) == 0 && at(kRegisterC) == 0 &&
+         at(kRegisterD) == kDValid;
+}
+
 }  // namespace
 
 Rtc::State Rtc::PowerOn() {
@@ -70,10 +77,11 @@ void Rtc::StoreTime() {
   const auto& cmos = state_.cmos;
   unsigned hour = Decode(cmos[kHours] & 0x7f);
   if (!(cmos[kRegisterB] & kB24Hours)) hour = hour % 12 + (cmos[kHours] & kHourPm ? 12 : 0);
-  const year_month_day date{
-      year(static_cast<int>(Decode(cmos[kCentury]) * 100 + Decode(cmos[kYear]))),
-      month(Decode(cmos[kMonth])), day(Decode(cmos[kDayOfMonth]))};
-  if (!date.ok()) return;  // nonsense: the clock keeps its time
+  const unsigned century = Decode(cmos[kCentury]), short_year = Decode(cmos[kYear]);
+  const year_month_day date{year(static_cast<int>(century * 100 + short_year)),
+                            month(Decode(cmos[kMonth])), day(Decode(cmos[kDayOfMonth]))};
+  // Nonsense: the clock keeps its time.
+  if (century > 99 || short_year > 99 || !date.ok()) return;
   const sys_seconds set = sys_days(date) + hours(hour) + minutes(Decode(cmos[kMinutes])) +
                           seconds(Decode(cmos[kSeconds]));
   state_.offset_seconds =
@@ -133,7 +141,8 @@ vmm::Result<void> Rtc::Restore(uint32_t, std::string_view bytes) {
   state::Rtc saved;
   if (!saved.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) ||
       saved.index() >= kBytes || saved.cmos().size() != kBytes ||
-      saved.offset_seconds() > kOffsetLimit || saved.offset_seconds() < -kOffsetLimit)
+      !FixedBitsAreValid(saved.cmos()) || saved.offset_seconds() > kOffsetLimit ||
+      saved.offset_seconds() < -kOffsetLimit)
     return vmm::Error(vmm::Code::kDataLoss, "saved state of the clock is not valid");
   std::lock_guard guard(mutex_);
   state_.index = static_cast<uint8_t>(saved.index());
