@@ -115,7 +115,8 @@ class PersistentReservations {
   void Save(state::ScsiReservations* saved) const;
   /// Error kDataLoss, and nothing changed: a state that no initiators could have brought about.
   vmm::Result<void> Restore(const state::ScsiReservations& saved);
-  static vmm::Result<void> Check(const state::ScsiReservations& saved);
+  /// Whether Restore would take it, but for a store that fails.
+  vmm::Result<void> Check(const state::ScsiReservations& saved) const;
   /// As Store was given it: the disk has power again.
   vmm::Result<void> RestorePersistent(const std::string& stored);
 
@@ -142,6 +143,7 @@ class PersistentReservations {
   };
 
   static vmm::Result<State> Parse(const state::ScsiReservations& saved);
+  vmm::Result<State> ParseForThis(const state::ScsiReservations& saved) const;
   static void Write(const State& state, state::ScsiReservations* saved);
 
   static Verdict Register(State& state, const Initiator& from, const OutRequest& request);

@@ -217,16 +217,22 @@ void PersistentReservations::Save(state::ScsiReservations* saved) const {
   Write(state_, saved);
 }
 
-vmm::Result<void> PersistentReservations::Check(const state::ScsiReservations& saved) {
-  (void)TRY(Parse(saved));
+vmm::Result<PersistentReservations::State> PersistentReservations::ParseForThis(
+    const state::ScsiReservations& saved) const {
+  State state = TRY(Parse(saved));
+  if (state.persist && !store_)
+    return Invalid("persistent ones, on a disk that has no place for them");
+  return state;
+}
+
+vmm::Result<void> PersistentReservations::Check(const state::ScsiReservations& saved) const {
+  (void)TRY(ParseForThis(saved));
   return {};
 }
 
 vmm::Result<void> PersistentReservations::Restore(const state::ScsiReservations& saved) {
-  State next = TRY(Parse(saved));
+  State next = TRY(ParseForThis(saved));
   std::lock_guard lock(mutex_);
-  if (next.persist && !store_)
-    return Invalid("persistent ones, on a disk that has no place for them");
   if (!Commit(std::move(next)))
     return vmm::Error(Code::kUnavailable, "persistent reservations cannot be stored");
   return {};

@@ -191,6 +191,8 @@ void SyntheticScsiController::Stop() {
 
 void SyntheticScsiController::Reset() {
   while (!channels_.empty()) Close(channels_.begin()->first);
+  // A restore that failed half way had a session, and has no channel that could be closed.
+  shared_.session_ready.store(false, std::memory_order_release);
   for (const auto& [lun, unit] : units_) {
     if (unit.disk != nullptr) unit.disk->Reset();
     if (unit.dvd != nullptr) unit.dvd->Reset();

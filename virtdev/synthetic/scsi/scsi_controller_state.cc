@@ -91,7 +91,9 @@ Result<void> SyntheticScsiController::CheckSavedLuns(const state::SyntheticScsi&
       return MakeError(Code::kFailedPrecondition,
                        "the saved machine has a {} at LUN {}; attach it first",
                        entry.has_dvd() ? "DVD drive" : "disk", entry.lun());
-    TRY_VOID_CTX(PersistentReservations::Check(entry.reservations()), "LUN {}", entry.lun());
+    const std::shared_ptr<ScsiDisk>& disk = at->second.disk;
+    if (disk != nullptr && !disk->is_shared())
+      TRY_VOID_CTX(disk->reservations().Check(entry.reservations()), "LUN {}", entry.lun());
   }
   return {};
 }

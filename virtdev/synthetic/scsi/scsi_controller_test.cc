@@ -491,6 +491,39 @@ TEST_F(Controller, SavedStateIsChecked) {
   EXPECT_FALSE(restore(std::string("\x32\x06\x08\x00\x10\x01\x18\x10", 8), {}).ok()) << "no key";
 }
 
+TEST_F(Controller, ARefusedStateChangesNoUnit) {
+  Build();
+  ASSERT_TRUE(controller_->AttachDisk(1, NewDisk()).ok());
+  const std::string before = *controller_->Save();
+  // LUN 0 has sense; LUN 1 has persistent reservations (field 2 of 6), and no place for them.
+  const std::string state(
+      "\x32\x06\x08\x00\x10\x01\x18\x06\x32\x08\x08\x01\x10\x01\x32\x02\x10\x01", 18);
+  EXPECT_FALSE(controller_->Restore(state, {}).ok());
+  EXPECT_EQ(*controller_->Save(), before);
+}
+
+TEST_F(Controller, NoSessionIsLeftOfARestoreThatFailed) {
+  Build();
+  ScsiDisk::Options options;
+  options.reservations =
+      std::make_shared<PersistentReservations>([](const std::string&) { return false; });
+  ASSERT_TRUE(controller_->AttachDisk(1, NewDisk(), options).ok());
+  std::vector<std::pair<uint16_t, std::unique_ptr<Channel>>> endpoints;
+  endpoints.emplace_back(0, channels_[0].Endpoint());
+  const std::string state("\x08\x04\x10\x80\x0c\x32\x08\x08\x01\x10\x01\x32\x02\x10\x01", 15);
+  EXPECT_EQ(controller_->Restore(state, std::move(endpoints)).error().code(),
+            vmm::Code::kUnavailable);
+  controller_->Reset();
+  controller_->Start();
+  Open(0);
+  Open(1);
+  Push(1, {0, 0, 0, 0, 0, 0}, {}, {}, 1);
+  Settle();
+  EXPECT_EQ(channels_[1].unread(), 1u) << "a sub-channel waits for the session";
+  Handshake();
+  EXPECT_EQ(channels_[1].unread(), 0u);
+}
+
 // --- threads
 
 TEST_F(Controller, ThreadsServeChannelsWhileDisksComeAndGo) {
