@@ -208,7 +208,11 @@ vmm::Result<void> IcDevice::Restore(
   const Version version{static_cast<uint16_t>(state.version_major()),
                         static_cast<uint16_t>(state.version_minor())};
   const bool known = std::find(versions_.begin(), versions_.end(), version) != versions_.end();
-  if (state.negotiated() && (!known || channels.empty())) return damaged;
+  if (state.negotiated() && !known) return damaged;
+  // With the channel ends the session: whoever opens it anew is spoken to first.
+  const bool in_session =
+      state.negotiated() || state.negotiation_sent() || state.transaction_pending();
+  if (in_session && channels.empty()) return damaged;
   if (!RestoreState(state)) return damaged;
   version_.reset();
   if (state.negotiated()) version_ = version;

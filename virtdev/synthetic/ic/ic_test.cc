@@ -100,6 +100,26 @@ TEST_F(IcTest, TimeIsSetOnceThenSampledAndSetAgainAfterAStop) {
   device.Close(0);
 }
 
+TEST_F(IcTest, ASessionWithoutAChannelIsRefused) {
+  HeartbeatDevice device("heartbeat", kInstance, *loop_, nullptr);
+  device.Reset();
+  const std::string fresh = *device.Save();
+  for (const auto& begin : {+[](state::IntegrationService* s) { s->set_negotiation_sent(true); },
+                            +[](state::IntegrationService* s) { s->set_transaction_pending(true); },
+                            +[](state::IntegrationService* s) {
+                              s->set_negotiated(true);
+                              s->set_version_major(3);
+                            }}) {
+    state::IntegrationService state;
+    begin(&state);
+    EXPECT_FALSE(device.Restore(state.SerializeAsString(), {}).ok());
+    EXPECT_EQ(*device.Save(), fresh);
+  }
+  Open(device);
+  Negotiate({3, 0});  // the host speaks first still
+  device.Close(0);
+}
+
 TEST_F(IcTest, StateSurvivesASaveInTheMiddleOfATransaction) {
   HeartbeatDevice device("heartbeat", kInstance, *loop_, nullptr);
   Open(device);
