@@ -319,6 +319,10 @@ Result<void> VmbusServer::Restore(uint32_t, std::string_view bytes) {
     if (outgoing.vp() >= synic_.vp_count() || outgoing.message().size() > vmbus::kMaxMessageBytes)
       return Error(Code::kDataLoss, "saved VMBus state: a message is not valid");
   }
+  for (const std::string& message : state.incoming()) {
+    if (message.size() > vmbus::kMaxMessageBytes)
+      return Error(Code::kDataLoss, "saved VMBus state: a guest's message is too long");
+  }
   // Devices without saved state are new to the guest, whatever it knew by their GUIDs.
   std::vector<ChannelOffer> present;
   for (const auto& saved : state.devices()) {

@@ -695,6 +695,7 @@ TEST_F(VmbusServerTest, DamagedStateIsRefused) {
   EXPECT_TRUE(refused([](auto* s) {
     for (int i = 0; i < 65; ++i) s->add_incoming("x");
   }));
+  EXPECT_TRUE(refused([](auto* s) { s->add_incoming(std::string(241, 'x')); }));
   EXPECT_THAT(echo.log, IsEmpty());  // nothing was touched
   EXPECT_TRUE(refused([](auto* s) { s->mutable_devices(0)->set_state("damaged"); }));
   EXPECT_EQ(host.server.NegotiatedVersion(), std::nullopt);  // half a restore is undone
