@@ -66,7 +66,7 @@ class PowerCutInSave(RunningGroup):
 
     def test_it_is_off_or_saved(self):
         self.marked("save", "vm", "save", self.name)
-        for mark, state, names in self.rounds({"in save": 3 * self.context.options.cuts, "after save": 1}):
+        for mark, state, names in self.rounds({"in save": 2 * self.context.options.cuts, "after save": 1}):
             expect_equal(names, ["first"], "checkpoints")
             expect(state == "Saved" or mark == "in save", f"{mark} it is {state}")
             if state == "Saved":
@@ -87,8 +87,8 @@ class PowerCutInRunningCheckpoint(RunningGroup):
         eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
         allowed = {"in create": (["first"], ["first", "second"]), "after create": (["first", "second"],),
                    "in delete": (["first", "second"], ["second"]), "after delete": (["second"],)}
-        cuts = 2 * self.context.options.cuts
-        for mark, state, names in self.rounds({mark: cuts if mark.startswith("in") else 1 for mark in allowed}):
+        cuts = self.context.options.cuts
+        for mark, state, names in self.rounds({mark: 2 * cuts if mark == "in create" else cuts for mark in allowed}):
             expect_equal(state, "Off", "state")
             expect(names in allowed[mark], f"{mark}: checkpoints {names}")
             for name in names:
