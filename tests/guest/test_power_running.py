@@ -87,8 +87,7 @@ class PowerCutInRunningCheckpoint(RunningGroup):
         eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
         allowed = {"in create": (["first"], ["first", "second"]), "after create": (["first", "second"],),
                    "in delete": (["first", "second"], ["second"]), "after delete": (["second"],)}
-        cuts = self.context.options.cuts
-        for mark, state, names in self.rounds({mark: 2 * cuts if mark == "in create" else cuts for mark in allowed}):
+        for mark, state, names in self.rounds({mark: self.context.options.cuts for mark in allowed}):
             expect_equal(state, "Off", "state")
             expect(names in allowed[mark], f"{mark}: checkpoints {names}")
             for name in names:
