@@ -44,7 +44,7 @@ class HostMergeFiles final : public MergeFiles {
   Result<void> Redirect(const std::string& path, const std::string& to) override {
     const fs::path name = TRY(Resolved(path)), target = TRY(Resolved(to));
     const bool beside = name.parent_path() == target.parent_path();
-    const std::string link = fmt::format("{}.new.{}", name.string(), ::getpid());
+    const std::string link = vmm::TemporaryName(name.string());
     ::unlink(link.c_str());
     if (::symlink(beside ? target.filename().c_str() : target.c_str(), link.c_str()) < 0)
       return Error::FromErrno(errno, fmt::format("creating '{}'", link));

@@ -38,7 +38,7 @@ Result<NewFile> NewFile::Create(const std::string& path) {
   if (::lstat(path.c_str(), &status) == 0) return ExistsAlready(path);
   if (auto nameless = CreateNameless(vmm::FolderOf(path)); nameless.ok())
     return NewFile(path, "", std::move(nameless).value());
-  std::string temporary = fmt::format("{}.new.{}", path, ::getpid());
+  std::string temporary = vmm::TemporaryName(path);
   ::unlink(temporary.c_str());
   TRY(vmm::OpenFile(temporary, O_RDWR | O_CREAT | O_EXCL, 0640)).Reset();
   auto file = OpenBlockFile(temporary, false);

@@ -19,9 +19,9 @@ class FileConfigStore final : public ConfigStore {
       : folder_(std::move(folder)), files_(files), registry_(files, folder_ + "/data.vmcx") {}
 
   Result<void> Open() {
-    for (const std::string& folder : {folder_, MachinesFolderOf(Own()), CheckpointsFolderOf(Own())})
-      RemoveUnfinished(folder);
-    if (TRY(registry_.Load())) return {};
+    const bool is_new = !TRY(registry_.Load());
+    TidyFolders();
+    if (!is_new) return {};
     for (const std::string& path : OwnFiles()) {
       const auto file = ReadConfigFile(path);
       if (file.ok()) TRY_VOID(registry_.Register(file->vm.id(), path));
@@ -39,7 +39,6 @@ class FileConfigStore final : public ConfigStore {
     }
     std::set<std::string> folders = {CheckpointsFolderOf(Own())};
     for (const auto& [id, path] : registry_.machines()) {
-      RemoveUnfinished(FolderOf(path));
       auto file = ReadConfigFile(path);
       if (file.ok() && (file->vm.id() != id || file->vm.has_checkpoint()))
         file = MakeError(Code::kDataLoss, "configuration '{}' is not of the virtual machine {}",
@@ -49,7 +48,6 @@ class FileConfigStore final : public ConfigStore {
         continue;
       }
       folders.insert(CheckpointsFolderOf(file->vm));
-      RemoveUnfinished(CheckpointsFolderOf(file->vm));
       listing.vms.push_back(std::move(file->vm));
     }
     for (const std::string& folder : folders) ListCheckpoints(folder, &listing);
@@ -101,6 +99,25 @@ class FileConfigStore final : public ConfigStore {
   }
 
  private:
+  /// Each once: most machines share theirs.
+  void TidyFolders() const {
+    std::set<std::string> folders = {folder_, MachinesFolderOf(Own()), CheckpointsFolderOf(Own())};
+    for (const auto& [id, path] : registry_.machines()) {
+      const config::Vm vm = MachineAt(id, path);
+      folders.insert({MachinesFolderOf(vm), CheckpointsFolderOf(vm)});
+    }
+    for (const std::string& folder : folders) RemoveUnfinished(folder);
+  }
+
+  /// As its entry in the list says, for its file may be damaged.
+  static config::Vm MachineAt(const std::string& id, const std::string& path) {
+    config::Vm vm;
+    vm.set_id(id);
+    vm.set_version(path.ends_with(kXmlSuffix) ? kVersion50 : kVersion62);
+    vm.set_folder(FolderOf(FolderOf(path)));
+    return vm;
+  }
+
   /// The configuration last: of a checkpoint, it says whose the rest is.
   Result<void> RemoveFilesOf(const config::Vm& vm) {
     TRY_VOID(files_.Remove(MemoryFileOf(vm)));
@@ -109,11 +126,7 @@ class FileConfigStore final : public ConfigStore {
   }
 
   Result<void> FinishDeletion(const std::string& id) {
-    const std::string path = registry_.deletions().at(id);
-    config::Vm vm;  // its file may be damaged
-    vm.set_id(id);
-    vm.set_version(path.ends_with(kXmlSuffix) ? kVersion50 : kVersion62);
-    vm.set_folder(FolderOf(FolderOf(path)));
+    const config::Vm vm = MachineAt(id, registry_.deletions().at(id));
     for (const std::string& other : ConfigFilesIn(CheckpointsFolderOf(vm))) {
       const auto checkpoint = ReadConfigFile(other);
       if (checkpoint.ok() && checkpoint->vm.has_checkpoint() && checkpoint->vm.id() == id)

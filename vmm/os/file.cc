@@ -12,14 +12,9 @@
 
 namespace kvmbus::vmm {
 
-namespace {
-
-/// See RemoveUnfinished.
 std::string TemporaryName(const std::string& path) {
   return fmt::format("{}{}.{}", path, kUnfinishedSuffix, ::getpid());
 }
-
-}  // namespace
 
 bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 

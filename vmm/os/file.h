@@ -25,7 +25,9 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
 /// is whole; who is killed leaves it.
 inline constexpr std::string_view kUnfinishedSuffix = ".new";
 
-/// Removes what was to replace files of the folder when its writer was killed. Only where nobody
+/// Of what is to get the name `path` when it is whole; no other process's.
+std::string TemporaryName(const std::string& path);
+/// Removes what had such a name in the folder when its writer was killed. Only where nobody
 /// can be writing.
 void RemoveUnfinished(const std::string& folder);
 
