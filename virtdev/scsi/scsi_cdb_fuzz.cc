@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "state/scsi.pb.h"
 #include "tests/fakes/fake_disk.h"
 #include "tests/fuzz/fuzz_input.h"
+#include "virtdev/scsi/reservations_fuzz.h"
 #include "virtdev/scsi/scsi_disk.h"
 #include "virtdev/scsi/scsi_dvd.h"
 
@@ -53,16 +53,6 @@ void RunOne(Input& input, ScsiUnit& unit, DiskQueue& queue, tests::FakeDisk& fak
   KVMBUS_ASSERT(command.status == scsi::Status::kGood || command.bytes_moved == 0);
   KVMBUS_ASSERT((command.status == scsi::Status::kCheckCondition) ==
                 (command.sense.key != scsi::SenseKey::kNoSense));
-}
-
-/// Saved and restored elsewhere, reservations are the same.
-void CheckReservations(const PersistentReservations& rules) {
-  state::ScsiReservations saved, again;
-  rules.Save(&saved);
-  PersistentReservations other([](const std::string&) { return true; });
-  KVMBUS_ASSERT(other.Restore(saved).ok());
-  other.Save(&again);
-  KVMBUS_ASSERT(saved.SerializeAsString() == again.SerializeAsString());
 }
 
 void RunDisk(Input& input, const std::shared_ptr<tests::FakeDisk>& fake, DiskQueue& queue,

@@ -12,6 +12,7 @@
 #include "tests/fakes/fake_channel.h"
 #include "tests/fakes/fake_disk.h"
 #include "virtdev/synthetic/scsi/scsi_controller.h"
+#include "virtdev/synthetic/scsi/storvsc_fuzz.h"
 #include "virtdev/synthetic/scsi/storvsc_protocol.h"
 
 namespace kvmbus::virtdev::scsi_fuzz {
@@ -81,13 +82,7 @@ class Machine {
     Settle();
   }
   void Handshake() {
-    for (const auto operation : {Operation::kBeginInitialization, Operation::kQueryProtocolVersion,
-                                 Operation::kQueryProperties, Operation::kEndInitialization}) {
-      storvsc::Packet packet{};
-      packet.header.operation = static_cast<uint32_t>(operation);
-      packet.version.major_minor = storvsc::kVersionWin10;
-      Push(0, packet, 0);
-    }
+    for (const storvsc::Packet& packet : HandshakePackets()) Push(0, packet, 0);
     Settle();
   }
   void Send(uint16_t index, uint8_t lun, uint8_t which, uint16_t patch) {

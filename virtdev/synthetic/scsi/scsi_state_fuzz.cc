@@ -11,6 +11,7 @@
 #include "state/scsi.pb.h"
 #include "tests/fuzz/fuzz_input.h"
 #include "tests/fuzz/hostile_state.h"
+#include "virtdev/scsi/reservations_fuzz.h"
 #include "virtdev/synthetic/scsi/scsi_fuzz_machine.h"
 #include "vmm/os/log.h"
 
@@ -21,6 +22,7 @@ using namespace kvmbus::virtdev;  // NOLINT
 using Input = tests::FuzzInput;
 using scsi_fuzz::kChannels;
 using scsi_fuzz::Machine;
+
 /// Fields of the whole, of one unit, or of its reservations are hostile.
 std::string HostileController(Input& input, const std::string& valid) {
   const uint8_t part = input.Byte();
@@ -97,15 +99,6 @@ void RunController(Input& input, vmm::GuestMemory& memory, vmm::Loop& loop) {
     KVMBUS_ASSERT(*machine.controller().Save() == before);
   }
   CheckBoot(machine);
-}
-
-void CheckReservations(const PersistentReservations& rules) {
-  state::ScsiReservations saved, again;
-  rules.Save(&saved);
-  PersistentReservations other([](const std::string&) { return true; });
-  KVMBUS_ASSERT(other.Restore(saved).ok());
-  other.Save(&again);
-  KVMBUS_ASSERT(saved.SerializeAsString() == again.SerializeAsString());
 }
 
 /// A disk's own, of a saved machine or of the file beside the image.

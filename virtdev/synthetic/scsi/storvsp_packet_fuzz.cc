@@ -13,6 +13,7 @@
 #include "tests/fakes/fake_disk.h"
 #include "tests/fuzz/fuzz_input.h"
 #include "virtdev/synthetic/scsi/scsi_controller.h"
+#include "virtdev/synthetic/scsi/storvsc_fuzz.h"
 #include "virtdev/synthetic/scsi/storvsc_protocol.h"
 #include "vmm/os/log.h"
 
@@ -127,11 +128,7 @@ class Machine {
     Collect();
   }
   void Handshake() {
-    for (const auto operation : {Operation::kBeginInitialization, Operation::kQueryProtocolVersion,
-                                 Operation::kQueryProperties, Operation::kEndInitialization}) {
-      storvsc::Packet packet{};
-      packet.header.operation = static_cast<uint32_t>(operation);
-      packet.version.major_minor = storvsc::kVersionWin10;
+    for (const storvsc::Packet& packet : HandshakePackets()) {
       const auto* bytes = reinterpret_cast<const uint8_t*>(&packet);
       channels_[0].PushInBand(next_id_++, {bytes, bytes + sizeof(packet)});
     }
