@@ -20,8 +20,14 @@ class KilledGroup(Group):
     name = ""
 
     def set_up(self):
-        self.disk = self.context.new_disk(self.name, "64M")
-        self.vm = Vm(self.service, self.name, self.image, memory="256M", disks=[self.disk],
+        self.begin(self.context.scratch)
+
+    def begin(self, disks):
+        """`disks`: the folder of its own."""
+        self.disks = disks
+        disk = f"{disks}/{self.name}.vhdx"
+        self.service.vmctl("disk", "create", disk, "--size", "64M")
+        self.vm = Vm(self.service, self.name, self.image, memory="256M", disks=[disk],
                      dvds=[f"{self.image}/tools.iso"])
         self.service.vmctl("checkpoint", "policy", self.name, "standard")
         self.vm.boot("initramfs")
@@ -42,7 +48,7 @@ class KilledGroup(Group):
 
     def folders(self):
         return [f"{self.service.state_dir}/Virtual Machines", f"{self.service.state_dir}/Snapshots",
-                f"{self.service.state_dir}/jobs", self.context.scratch]
+                f"{self.service.state_dir}/jobs", self.disks]
 
     def files(self, pattern):
         return [path for folder in self.folders() for path in glob.glob(f"{folder}/{pattern}")]

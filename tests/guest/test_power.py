@@ -55,6 +55,12 @@ class RecordedGroup(Group):
         service.start()
         return service
 
+    def marked(self, name, *command):
+        """A command, between two marks."""
+        self.logged.mark(f"in {name}")
+        self.service.vmctl(*command)
+        self.logged.mark(f"after {name}")
+
     def stop_service(self):
         if self.service.process.poll() is None:
             for vm in self.service.list():
@@ -86,9 +92,7 @@ class PowerGroup(RecordedGroup):
     def step(self, name, *command):
         """The state before `name` is that after the step before."""
         before = self.last or self.state()
-        self.logged.mark(f"in {name}")
-        self.service.vmctl(*command)
-        self.logged.mark(f"after {name}")
+        self.marked(name, *command)
         eventually(lambda: no_merge_is_owed(self.service), "no job runs")
         self.last = self.state()
         self.states[f"in {name}"] = [before, self.last]

@@ -3,9 +3,8 @@
 
 import random
 
-from service import Vm
 from suite import eventually, expect, expect_equal, group
-from test_checkpoints import Mark, checkpoints, no_merge_is_owed
+from test_checkpoints import checkpoints, named, no_merge_is_owed
 from test_killed import KilledGroup
 from test_power import RecordedGroup
 
@@ -17,32 +16,10 @@ class RunningGroup(RecordedGroup, KilledGroup):
 
     def set_up(self):
         RecordedGroup.set_up(self)
-        disk = f"{self.at}/disks/m.vhdx"
-        self.service.vmctl("disk", "create", disk, "--size", "64M")
-        self.vm = Vm(self.service, self.name, self.image, memory="256M", disks=[disk],
-                     dvds=[f"{self.image}/tools.iso"])
-        self.service.vmctl("checkpoint", "policy", self.name, "standard")
-        self.vm.boot("initramfs")
-        self.mark = Mark(self.vm)
-        self.mark.begin()
-        self.count = self.mark.write("first")
-        self.service.vmctl("checkpoint", "create", self.name, "--name", "first")
-        self.first = self.named("first")
+        self.begin(f"{self.at}/disks")
 
     def tear_down(self):
         RecordedGroup.tear_down(self)
-
-    def folders(self):
-        return [f"{self.at}/state/Virtual Machines", f"{self.at}/state/Snapshots", f"{self.at}/state/jobs",
-                f"{self.at}/disks"]
-
-    def named(self, name):
-        return next(entry["id"] for entry in checkpoints(self.service, self.name) if entry["name"] == name)
-
-    def marked(self, name, *command):
-        self.logged.mark(f"in {name}")
-        self.service.vmctl(*command)
-        self.logged.mark(f"after {name}")
 
     def rounds(self, wanted):
         """For each cut: what it came after, the machine's state, and the names of its checkpoints."""
@@ -91,6 +68,6 @@ class PowerCutInRunningCheckpoint(RunningGroup):
             expect_equal(state, "Off", "state")
             expect(names in allowed[mark], f"{mark}: checkpoints {names}")
             for name in names:
-                self.service.vmctl("checkpoint", "apply", self.name, self.named(name))
+                self.service.vmctl("checkpoint", "apply", self.name, named(self.service, self.name, name)["id"])
                 self.vm.start()
                 self.mark.check(name, counts[name])
