@@ -247,4 +247,7 @@ class PowerCutInTransfers(PowerGroup):
         self.step("copy", "vm", "import", f"{file}.vmcx", "--copy", "--name", "copy", "--folder", self.image)
         self.step("delete m", "vm", "delete", "m")
         self.step("restore", "vm", "import", f"{file}.vmcx", "--restore", "--folder", self.image)
+        self.service.vmctl("vm", "delete", "m")
+        self.last = None
+        self.step("register", "vm", "import", f"{file}.vmcx", "--name", "here", "--folder", self.image)
         self.cut_power()

@@ -44,18 +44,33 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes)
   }
 }
 
+namespace {
+
+Result<void> WriteDurably(int fd, std::string_view content) {
+  TRY_VOID(PWriteAll(fd, {reinterpret_cast<const uint8_t*>(content.data()), content.size()}, 0));
+  return SyncFile(fd);
+}
+
+/// It has the name only when it is whole, where the file system has files without names: who is
+/// killed while the disk works leaves nothing.
+Result<void> WriteTemporary(const std::string& path, std::string_view content, mode_t mode) {
+  if (auto nameless = OpenFile(FolderOf(path), O_TMPFILE | O_WRONLY, mode); nameless.ok()) {
+    TRY_VOID(WriteDurably(nameless->get(), content));
+    ::unlink(path.c_str());
+    const std::string name = fmt::format("/proc/self/fd/{}", nameless->get());
+    if (::linkat(AT_FDCWD, name.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == 0) return {};
+  }
+  const Fd fd = TRY(OpenFile(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
+  const auto written = WriteDurably(fd.get(), content);
+  if (!written.ok()) ::unlink(path.c_str());
+  return written;
+}
+
+}  // namespace
+
 Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode) {
   const std::string temporary = TemporaryName(path);
-  {
-    const Fd fd = TRY(OpenFile(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
-    const auto* bytes = reinterpret_cast<const uint8_t*>(content.data());
-    auto written = PWriteAll(fd.get(), {bytes, content.size()}, 0);
-    if (written.ok()) written = SyncFile(fd.get());
-    if (!written.ok()) {
-      ::unlink(temporary.c_str());
-      return std::move(written.error()).WithContext(fmt::format("writing '{}'", temporary));
-    }
-  }
+  TRY_VOID_CTX(WriteTemporary(temporary, content, mode), "writing '{}'", path);
   if (::rename(temporary.c_str(), path.c_str()) < 0) {
     const int saved = errno;
     ::unlink(temporary.c_str());
