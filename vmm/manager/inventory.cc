@@ -19,7 +19,9 @@
 namespace kvmbus::vmm {
 namespace {
 
-constexpr uint64_t kConnectRetryNs = 10'000'000;
+/// A worker listens some milliseconds after its start, and what is lost to waiting stays a small
+/// part of that: each try comes an eighth later than the one before it.
+constexpr uint64_t kConnectDelayNs = 1'000'000, kConnectDelayLimitNs = 10'000'000;
 constexpr uint64_t kHelloTimeoutNs = 30'000'000'000;
 constexpr uint64_t kTurnOffTimeoutNs = 60'000'000'000;
 constexpr uint64_t kShutdownTimeoutNs = 60'000'000'000;
@@ -290,6 +292,7 @@ void Inventory::Launch(const std::string& id, Done done) {
                                "it did not come up in time; its worker was killed"));
   });
   Notify(id);
+  record->connect_delay_ns = kConnectDelayNs;
   TryConnect(*record);
 }
 
@@ -312,8 +315,9 @@ void Inventory::WatchProcess(Record& record) {
 void Inventory::TryConnect(Record& record) {
   record.connect_timer = 0;
   if (!record.active() || Connect(record).ok()) return;
-  record.connect_timer =
-      loop_.AddTimer(kConnectRetryNs, [this, raw = &record] { TryConnect(*raw); });
+  uint64_t& delay = record.connect_delay_ns;
+  record.connect_timer = loop_.AddTimer(delay, [this, raw = &record] { TryConnect(*raw); });
+  delay = std::min(delay + delay / 8, kConnectDelayLimitNs);
 }
 
 Result<void> Inventory::Connect(Record& record) {

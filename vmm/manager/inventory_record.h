@@ -15,6 +15,7 @@ struct Inventory::Record {
   Done start_done;
   Loop::TimerId start_timer = 0;
   Loop::TimerId connect_timer = 0;
+  uint64_t connect_delay_ns = 0;  ///< until the next try
   std::vector<Done> off_waiters;
   bool preparing = false;  ///< waits for the owners of its shared disks before it starts
   std::map<std::string, DiskOwners::Hold> shared_disks;  ///< of a running one, by path

@@ -112,11 +112,12 @@ void Inventory::ResumeRestored(Record& record) {
   request.mutable_resume();
   Call(record.config.id(), std::move(request), kResumeTimeoutNs,
        [this, alive = alive_, id = record.config.id()](const Result<worker::Reply>& reply) {
-         if (!*alive || reply.ok()) return;
-         if (Record* failed = Find(id)) FinishStart(*failed, reply.error());
+         Record* restored = *alive ? Find(id) : nullptr;
+         if (restored == nullptr) return;
+         if (!reply.ok()) FinishStart(*restored, reply.error());
+         // The worker has the files open, and nobody else needs them. Nobody waited for this.
+         if (!restored->config.saved()) TidySavedState(restored->config, false);
        });
-  // The worker has the files open, and nobody else needs them. The guest does not wait for this.
-  TidySavedState(record.config, false);
 }
 
 Result<void> Inventory::DiscardSaved(const std::string& id) {
