@@ -96,6 +96,8 @@ class Board final : public CaptureSource {
   /// `failed` is called when memory that is still to come cannot be read; nothing helps then.
   vmm::Result<void> Restore(std::function<void(const vmm::Error&)> failed);
   void FinishLoading() override;
+  /// A restored machine runs: the rest of its memory may come.
+  void PrefetchMemory();
   /// Whether the disks can have the children that are asked for, and none is left out that is
   /// written. kFailedPrecondition, kUnimplemented.
   vmm::Result<void> CheckChildren(const worker::CaptureRequest& request);

@@ -32,6 +32,10 @@ Result<void> Board::Restore(std::function<void(const Error&)> failed) {
   return {};
 }
 
+void Board::PrefetchMemory() {
+  if (loader_) loader_->Prefetch();
+}
+
 void Board::FinishLoading() {
   if (loader_) loader_->Finish();
 }

@@ -36,6 +36,7 @@ Result<void> Worker::Resume() {
   const bool before = std::exchange(resumed_, true);
   auto resumed = board_->machine().Resume();
   if (!resumed.ok()) resumed_ = before;
+  if (resumed.ok()) board_->PrefetchMemory();
   return resumed;
 }
 

@@ -2,6 +2,8 @@
 #include "vmm/os/thread.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "vmm/result/result.h"
 
@@ -9,6 +11,11 @@ namespace kvmbus::vmm {
 
 void NameThisThread(const std::string& name) {
   ::pthread_setname_np(::pthread_self(), name.substr(0, 15).c_str());
+}
+
+void LetOthersFirst() {
+  constexpr int kNice = 10;  // a tenth of what a thread at 0 gets beside it
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
 }
 
 void SetThreadStackBytes(size_t bytes) {

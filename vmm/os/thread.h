@@ -11,6 +11,9 @@ namespace kvmbus::vmm {
 /// Names the calling thread; the kernel keeps the first 15 characters.
 void NameThisThread(const std::string& name);
 
+/// The calling thread's work can wait: others are served first where processors are short.
+void LetOthersFirst();
+
 /// The stack of each thread started from now on, in place of the 8 MiB that the shell allows.
 void SetThreadStackBytes(size_t bytes);
 

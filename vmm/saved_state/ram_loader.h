@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
 /// RamLoader: gives a machine its saved memory while it runs already: a page comes when somebody
-/// touches it, the others one after the other in the background.
+/// touches it, the others one after the other in the background, once it runs.
 #pragma once
 
 #include <atomic>
@@ -33,14 +33,19 @@ class RamLoader {
   /// The machine is off: what is missing is not needed any more.
   ~RamLoader();
 
-  /// Waits until all memory is there: nothing is left to be done. Any thread.
+  /// Begins to read what nobody has touched; until then nothing stands in the way of the restore
+  /// itself. More than once is harmless. Any thread.
+  void Prefetch();
+  /// Waits until all memory is there, prefetched if need be: nothing is left to be done. Any
+  /// thread.
   void Finish();
 
  private:
   RamLoader(GuestMemory& memory, RamSource source, const Options& options, Failed failed);
 
   Result<void> Arm();
-  void Prefetch();
+  void StartPrefetching();
+  void PrefetchBlocks();
   void ServeFaults();
   Result<void> Serve(uint64_t address);
   Result<void> ReadBlock(const RamPlace& place, std::span<uint8_t> block) const;
@@ -58,8 +63,9 @@ class RamLoader {
   std::atomic<unsigned> prefetching_{0};
   std::atomic<bool> has_failed_{false};
   std::atomic<bool> abandoned_{false};
-  std::mutex finish_mutex_;  // guards the threads' objects once they run
+  std::mutex threads_mutex_;  // guards the next three, once the loader is armed
   std::vector<std::thread> prefetch_threads_;
+  bool prefetch_began_ = false;
   std::thread fault_thread_;
 };
 

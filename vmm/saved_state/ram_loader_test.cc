@@ -54,6 +54,7 @@ TEST_F(RamLoaderTest, AllIsThereWhenItIsFinished) {
 TEST_F(RamLoaderTest, WhatIsTouchedComesAtOnceAndWhatIsWrittenStays) {
   auto loader = Start(Threads(1), target_.Source());
   ASSERT_TRUE(loader.ok());
+  (*loader)->Prefetch();
   std::string expected = saved_.Content();
   std::mt19937 random{9};
   for (int i = 0; i < 2000; ++i) {
@@ -86,8 +87,23 @@ TEST_F(RamLoaderTest, PagesThatAreMappedElsewhereComeFirst) {
 TEST_F(RamLoaderTest, WhatIsNotNeededAnyMoreIsNotWaitedFor) {
   auto loader = Start(Threads(1), target_.Source());
   ASSERT_TRUE(loader.ok());
+  (*loader)->Prefetch();
   loader->reset();
   EXPECT_EQ(failures_, 0);
+}
+
+TEST_F(RamLoaderTest, UntilItMayPrefetchWhatIsTouchedComesAndNothingElse) {
+  auto loader = Start(Threads(2), target_.Source());
+  ASSERT_TRUE(loader.ok());
+  EXPECT_FALSE(restored_.memory->NextBacked(0, restored_.memory->ram_bytes()));
+  uint8_t byte = 0;
+  ASSERT_TRUE(restored_.memory->Read(5, &byte, 1));
+  EXPECT_EQ(byte, static_cast<uint8_t>(saved_.Content()[5]));
+  EXPECT_FALSE(
+      restored_.memory->NextBacked(kRamBlockBytes, restored_.memory->ram_bytes() - kRamBlockBytes));
+  for (int i = 0; i < 2; ++i) (*loader)->Prefetch();
+  (*loader)->Finish();
+  EXPECT_EQ(restored_.Content(), saved_.Content());
 }
 
 TEST_F(RamLoaderTest, EagerReadsAllBeforeItReturns) {
@@ -103,6 +119,7 @@ TEST_F(RamLoaderTest, AFileThatCannotBeReadIsAFailure) {
   ASSERT_EQ(::ftruncate(source.file.get(), kRamBlockBytes), 0);
   auto loader = Start(Threads(2), std::move(source));
   ASSERT_TRUE(loader.ok());
+  (*loader)->Prefetch();
   for (int i = 0; i < 1000 && failures_ == 0; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(failures_, 1);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <utility>
 
 #include "vmm/os/log.h"
 #include "vmm/os/thread.h"
@@ -55,21 +56,31 @@ Result<void> RamLoader::Arm() {
     NameThisThread("work/faults");
     ServeFaults();
   });
+  return {};
+}
+
+void RamLoader::Prefetch() {
+  const std::unique_lock lock(threads_mutex_, std::try_to_lock);
+  if (lock && userfault_) StartPrefetching();  // else Finish() holds it, and did so
+}
+
+void RamLoader::StartPrefetching() {
+  if (std::exchange(prefetch_began_, true)) return;
   prefetching_ = options_.prefetch_threads;
   for (unsigned i = 0; i < options_.prefetch_threads; ++i) {
     prefetch_threads_.emplace_back([this, i] {
       NameThisThread(fmt::format("work/load{}", i));
-      Prefetch();
+      LetOthersFirst();
+      PrefetchBlocks();
     });
   }
-  return {};
 }
 
 void RamLoader::Fail(const Error& error) {
   if (!has_failed_.exchange(true)) failed_(error);
 }
 
-void RamLoader::Prefetch() {
+void RamLoader::PrefetchBlocks() {
   std::vector<uint8_t> buffer(kRamBlockBytes);
   for (uint64_t block; (block = next_block_.fetch_add(1)) < source_.places.size();) {
     if (abandoned_) return;
@@ -131,7 +142,8 @@ Result<void> RamLoader::Serve(uint64_t address) {
 }
 
 void RamLoader::Finish() {
-  const std::lock_guard lock(finish_mutex_);
+  const std::lock_guard lock(threads_mutex_);
+  if (userfault_ && !abandoned_) StartPrefetching();
   for (std::thread& thread : prefetch_threads_) thread.join();
   prefetch_threads_.clear();
   if (fault_thread_.joinable()) fault_thread_.join();
