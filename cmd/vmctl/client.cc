@@ -2,6 +2,7 @@
 #include "cmd/vmctl/client.h"
 
 #include <fmt/format.h>
+#include <grpc/grpc.h>
 
 #include <cstdio>
 
@@ -18,7 +19,9 @@ Client::Client(const std::string& socket)
       host_(api::Host::NewStub(channel_)),
       checkpoints_(api::Checkpoints::NewStub(channel_)),
       transfers_(api::Transfers::NewStub(channel_)),
-      jobs_(api::Jobs::NewStub(channel_)) {}
+      jobs_(api::Jobs::NewStub(channel_)) {
+  ::grpc_init();  // is not taken down with the client: the process is about to end
+}
 
 int Client::Check(const grpc::Status& status) const {
   if (status.ok()) return kExitDone;

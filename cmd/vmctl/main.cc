@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // vmctl: the command line for administrators.
+#include <unistd.h>
+
 #include <cstdio>
 
 #include "cmd/vmctl/commands.h"
 #include "cmd/vmctl/exit_codes.h"
+#include "vmm/os/thread.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -47,4 +50,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace kvmbus::cmd
 
-int main(int argc, char** argv) { return kvmbus::cmd::Main(argc, argv); }
+int main(int argc, char** argv) {
+  constexpr size_t kThreadStackBytes = 512u << 10;  // 8 MiB would take whole huge pages, zeroed
+  kvmbus::vmm::SetThreadStackBytes(kThreadStackBytes);
+  const int status = kvmbus::cmd::Main(argc, argv);
+  // All is said and closed; what is left are gRPC's threads, which take their time to end.
+  std::fflush(nullptr);
+  ::_exit(status);
+}

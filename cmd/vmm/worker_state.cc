@@ -36,7 +36,9 @@ Result<void> Worker::Resume() {
   const bool before = std::exchange(resumed_, true);
   auto resumed = board_->machine().Resume();
   if (!resumed.ok()) resumed_ = before;
-  if (resumed.ok()) board_->PrefetchMemory();
+  // What the guest touches first comes first.
+  constexpr uint64_t kPrefetchDelayNs = 20'000'000;
+  if (resumed.ok()) loop_->AddTimer(kPrefetchDelayNs, [this] { board_->PrefetchMemory(); });
   return resumed;
 }
 
