@@ -9,8 +9,10 @@
 #include <filesystem>
 #include <thread>
 
+#include "cmd/vmm/disk_change.h"
 #include "cmd/vmm/disk_reservations.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/live_disk.h"
 #include "virtdev/shared_disk/disk_owner.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
@@ -69,6 +71,9 @@ class OwnerProcess {
     options.reservations =
         TRY_CTX(OpenReservations(image), "reservations of disk '{}'", image).state;
     options.on_idle = [this] { loop_->Stop(); };
+    options.grow = [this](uint64_t size_bytes, virtdev::DiskOwner::Done done) {
+      Grow(size_bytes, std::move(done));
+    };
     const size_t threads = std::clamp(std::thread::hardware_concurrency(), 1u, kMaxIoThreads);
     std::vector<vmm::Loop*> loops;
     for (size_t i = 0; i < threads; ++i) {
@@ -85,6 +90,7 @@ class OwnerProcess {
   Result<void> Close() {
     // First nobody new can come; who comes all the same finds the next owner, who waits for us.
     if (owner_ != nullptr) ::unlink(socket_path_.c_str());
+    growth_.reset();  // while the disk's queues run: it waits for them
     owner_.reset();
     io_threads_.clear();
     if (disk_ == nullptr) return {};
@@ -99,6 +105,21 @@ class OwnerProcess {
     (void)loop_->Watch(signals_.get(), EPOLLIN, [this](uint32_t) { loop_->Stop(); });
   }
 
+  void Grow(uint64_t size_bytes, virtdev::DiskOwner::Done done) {
+    if (growth_ != nullptr)
+      return done(vmm::Error(Code::kFailedPrecondition,
+                             "the disk is being made larger already: wait for the end of that"));
+    growth_ = std::make_unique<DiskChange>(
+        *loop_,
+        [disk = disk_, size_bytes](const virtdev::Progress&) {
+          return virtdev::ResizeLiveDisk(*disk->live(), size_bytes);
+        },
+        [this, done = std::move(done)](const Result<void>& grown) {
+          growth_.reset();
+          done(grown);
+        });
+  }
+
   vmm::Fd lock_;
   vmm::Fd signals_;
   std::string socket_path_;
@@ -106,6 +127,7 @@ class OwnerProcess {
   std::vector<std::unique_ptr<vmm::LoopThread>> io_threads_;
   std::shared_ptr<virtdev::DiskIo> disk_;
   std::unique_ptr<virtdev::DiskOwner> owner_;
+  std::unique_ptr<DiskChange> growth_;  ///< under way
 };
 
 void WriteExit(const std::string& run_dir, const vmm::Error& error) {

@@ -155,6 +155,44 @@ TEST_F(OwnerProcess, IsFoundAgain) {
   EXPECT_TRUE(a.Ready().good());
 }
 
+TEST_F(OwnerProcess, MakesItsDiskLarger) {
+  EXPECT_FALSE(owners_->Serves(image_));
+  hold_ = *Acquire(image_);
+  EXPECT_TRUE(owners_->Serves(image_));
+  Node a(Socket(), 1);
+  ASSERT_TRUE(a.Ready().good());
+  const auto grow = [&](uint64_t size_bytes) {
+    Result<void> result = vmm::Error(Code::kUnknown, "no answer");
+    bool answered = false;
+    owners_->Grow(image_, size_bytes, [&](const Result<void>& grown) {
+      result = grown;
+      answered = true;
+    });
+    EXPECT_TRUE(Eventually([&] { return answered; }));
+    return result;
+  };
+  const auto grown = grow(96 << 20);
+  ASSERT_TRUE(grown.ok()) << grown.error().ToString();
+  EXPECT_TRUE(Eventually([&] {
+    a.loop->RunOnce(1);
+    return a.disk->info().size_bytes == 96 << 20;
+  }));
+  EXPECT_TRUE(a.Ready().failed_with(virtdev::scsi::kCapacityChanged));
+  const Bytes data(4096, 0x33);
+  const uint32_t last = (96 << 20) / 512 - 8;
+  ASSERT_TRUE(a.Write(last, data).good());
+  EXPECT_EQ(a.Read(last, 8).data, data);
+  const auto shrunk = grow(64 << 20);
+  ASSERT_FALSE(shrunk.ok());
+  EXPECT_NE(shrunk.error().ToString().find("shrink"), std::string::npos)
+      << shrunk.error().ToString();
+  ::kill(OwnerPid(), SIGSTOP);
+  owners_->Grow(image_, 128 << 20, [](const Result<void>&) { FAIL() << "it was dropped"; });
+  const pid_t pid = OwnerPid();
+  owners_.reset();
+  ::kill(pid, SIGCONT);
+}
+
 TEST_F(OwnerProcess, SaysWhyItCannot) {
   const std::string child = folder_ + "/child.vhdx";
   virtdev::CreateDiskOptions options;

@@ -128,6 +128,18 @@ class SharedDisk(Group):
         one.run("tools && ln -sf $(lun 0) /dev/shared")
         expect_equal(self.keys(one), [0xA1, 0xB2], "keys")
 
+    def test_it_is_made_larger(self):
+        self.service.vmctl("disk", "resize", self.disk, "--size", "96M")
+        blocks = 96 * 1024 * 1024 // 512
+        for vm in self.vms:
+            eventually(lambda vm=vm: vm.run("blockdev --getsz /dev/shared") == str(blocks),
+                       f"{vm.name} sees the new size")
+        last = blocks // 8 - 1
+        self.write(self.vms[0], last, "the last block")
+        expect_equal(self.read(self.vms[1], last), "the last block", "what the other reads")
+        status, line = self.service.refused("disk", "resize", self.disk, "--size", "32M")
+        expect("shrink" in line, f"status {status}, and no reason in: {line}")
+
     def test_the_owner_is_killed(self):
         one, two = self.vms
         self.register(one, 0xA1, "--param-aptpl")

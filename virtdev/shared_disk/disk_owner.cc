@@ -105,7 +105,8 @@ void DiskOwner::Accept() {
 void DiskOwner::OnReady(uint64_t id) {
   Peer& peer = peers_.at(id);
   const bool greeted = peer.kind != Kind();
-  if (peer.kind == Kind::kHold) {  // it has nothing to say: it goes, or talks nonsense
+  if (peer.kind == Kind::kHold || peer.kind == Kind::kGrowth) {
+    // It has nothing to say: it goes, or talks nonsense.
     Drop(id);
     return;
   }
@@ -144,9 +145,16 @@ void DiskOwner::OnHello(uint64_t id, const Hello& hello) {
   } else if (hello.kind == Kind::kQueue) {
     admitted = AdmitQueue(id, hello);
     if (admitted.ok()) return;  // its queue answers
+  } else if (hello.kind == Kind::kGrowth) {
+    return Grow(id, hello.range[0].size);
   } else {
     return Break(id, "it wants what we do not know");
   }
+  Answer(id, admitted);
+}
+
+void DiskOwner::Answer(uint64_t id, const Result<void>& admitted) {
+  const Peer& peer = peers_.at(id);
   HelloReply reply = Describe(peer.token);
   if (!admitted.ok()) {
     refused_.Add();
@@ -154,6 +162,17 @@ void DiskOwner::OnHello(uint64_t id, const Hello& hello) {
     PutText(admitted.error().ToString(), &reply.message);
   }
   if (!vmm::SendFrame(peer.socket.get(), BytesOf(reply)).ok() || !admitted.ok()) Drop(id);
+}
+
+/// It goes on if the one who asked for it leaves.
+void DiskOwner::Grow(uint64_t id, uint64_t size_bytes) {
+  peers_.at(id).kind = Kind::kGrowth;
+  if (!options_.grow) return Answer(id, Error(Code::kUnimplemented, "this disk cannot grow"));
+  options_.grow(size_bytes, [this, alive = alive_, id](const Result<void>& grown) {
+    if (!*alive || peers_.count(id) == 0) return;
+    Answer(id, grown);
+    Drop(id);
+  });
 }
 
 Result<void> DiskOwner::AdmitClient(Peer& peer, const Hello& hello) {

@@ -26,6 +26,8 @@ class DiskOwner {
   static constexpr size_t kMaxPeers = 256;            ///< connections but queues
   static constexpr size_t kMaxQueuesPerClient = 256;  ///< of one virtual machine
 
+  using Done = std::function<void(const vmm::Result<void>&)>;
+
   struct Options {
     std::string socket_path;
     std::shared_ptr<DiskIo> disk;
@@ -34,6 +36,8 @@ class DiskOwner {
     uint64_t idle_ns = 100'000'000;           ///< after the last connection, before on_idle
     uint64_t hello_wait_ns = 10'000'000'000;  ///< for the first frame of a connection
     std::function<void()> on_idle;
+    /// Makes the disk larger, at once or in time; `done` on the main loop. None: it stays as it is.
+    std::function<void(uint64_t size_bytes, Done done)> grow;
   };
 
   /// Error kInvalidArgument: a disk of a size that SCSI cannot express.
@@ -67,6 +71,8 @@ class DiskOwner {
   vmm::Result<void> AdmitClient(Peer& peer, const shared_disk::Hello& hello);
   vmm::Result<void> AdmitQueue(uint64_t id, const shared_disk::Hello& hello);
   bool OnRequest(Peer& peer, const shared_disk::Request& request);
+  void Grow(uint64_t id, uint64_t size_bytes);
+  void Answer(uint64_t id, const vmm::Result<void>& admitted);
   shared_disk::HelloReply Describe(uint64_t token) const;
   void OnResized();
   void Break(uint64_t id, const char* what);

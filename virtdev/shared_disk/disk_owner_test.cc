@@ -233,5 +233,42 @@ TEST_F(SharedDiskTest, AResizeIsHeardByAll) {
   }
 }
 
+/// What an owner answers to a growth.
+class Growing {
+ public:
+  Growing(const std::string& socket, uint64_t size_bytes) : socket_(*vmm::ConnectUnix(socket)) {
+    shared_disk::Hello hello;
+    hello.kind = shared_disk::Kind::kGrowth;
+    hello.ranges = 1;
+    hello.range[0] = {0, size_bytes};
+    EXPECT_TRUE(vmm::SendFrame(socket_.get(), BytesOf(hello)).ok());
+  }
+  shared_disk::HelloReply Await() {
+    shared_disk::HelloReply reply;
+    EXPECT_TRUE(vmm::ReceiveFrame(socket_.get(), BytesOf(reply), 5000).ok());
+    uint8_t more = 0;
+    EXPECT_FALSE(vmm::ReceiveFrame(socket_.get(), {&more, 1}, 5000).ok()) << "it ends with that";
+    return reply;
+  }
+
+ private:
+  vmm::Fd socket_;
+};
+
+TEST_F(SharedDiskTest, AnAdministratorMakesItLarger) {
+  Node a(socket_, 1);
+  ASSERT_TRUE(a.Ready().good());
+  const auto grown = Growing(socket_, 2 * kDiskBytes).Await();
+  EXPECT_EQ(grown.code, 0u);
+  EXPECT_EQ(grown.size_bytes, 2 * kDiskBytes);
+  for (int i = 0; i < 5000 && a.disk->info().size_bytes == kDiskBytes; ++i) a.loop->RunOnce(1);
+  EXPECT_TRUE(a.Ready().failed_with(scsi::kCapacityChanged));
+  EXPECT_TRUE(a.Read(2 * kDiskBytes / 512 - 1, 1).good());
+  const auto refused = Growing(socket_, kDiskBytes).Await();
+  EXPECT_EQ(refused.code, static_cast<uint32_t>(vmm::Code::kInvalidArgument));
+  EXPECT_EQ(refused.message.data(), std::string("smaller"));
+  EXPECT_TRUE(a.Ready().good());
+}
+
 }  // namespace
 }  // namespace kvmbus::virtdev::shared_disk_test

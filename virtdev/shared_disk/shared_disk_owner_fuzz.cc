@@ -156,6 +156,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   options.disk = fake;
   options.reservations =
       std::make_shared<PersistentReservations>([](const std::string&) { return true; });
+  options.grow = [fake](uint64_t bytes, const DiskOwner::Done& done) {
+    const bool sound = bytes > fake->info().size_bytes && bytes <= 64 << 10 && bytes % 512 == 0;
+    if (!sound) return done(vmm::Error(vmm::Code::kInvalidArgument, std::string(300, 'x')));
+    fake->Resize(bytes);
+    done({});
+  };
   auto owner = *DiskOwner::Listen(std::move(options), *loop, {loop.get()});
   {
     Attack attack(path, *loop);

@@ -216,6 +216,12 @@ class SharedDiskTest : public ::testing::Test {
     options.reservations = reservations_;
     options.first_wait_ns = options.idle_ns = 1'000'000;
     options.on_idle = [this] { idle_ = true; };
+    options.grow = [this](uint64_t size_bytes, const DiskOwner::Done& done) {
+      if (size_bytes <= fake_->info().size_bytes)
+        return done(vmm::Error(vmm::Code::kInvalidArgument, "smaller"));
+      fake_->Resize(size_bytes);
+      done({});
+    };
     main_->loop().PostAndWait([&] {
       std::vector<vmm::Loop*> loops = {&io0_->loop()};
       if (two_loops_) loops.push_back(&io1_->loop());

@@ -53,6 +53,7 @@ void DiskOperations::AskNext(std::shared_ptr<Search> search) {
 }
 
 void DiskOperations::Resize(const std::string& path, uint64_t size_bytes, Done done) {
+  if (inventory_.ServesShared(path)) return inventory_.GrowShared(path, size_bytes, done);
   Find(path, [this, path, size_bytes, done](const Result<Place>& place) {
     if (!place.ok()) return done(place.error());
     if (place->disk.layer() != 0)

@@ -18,6 +18,8 @@ namespace {
 
 constexpr uint64_t kConnectRetryNs = 10'000'000;
 constexpr uint64_t kAnswerNs = 10'000'000'000;
+/// A fixed image gets all of its new space at once.
+constexpr uint64_t kGrowthNs = 600'000'000'000;
 
 /// Why the process of this folder failed, by its own last words.
 Error LastWords(const std::string& folder, const std::string& how) {
@@ -55,6 +57,27 @@ void DiskOwners::Acquire(const std::string& image, Done done) {
   if (owner.waiters.size() != 1) return;
   owner.deadline_ns = loop_.clock().MonotonicNs() + options_.start_timeout_ns;
   if (!owner.socket.valid()) TryLater(owner, 0);
+}
+
+bool DiskOwners::Serves(const std::string& image) const {
+  const auto at = owners_.find(shared_disk::OwnerFolder(options_.run_dir, image));
+  return at != owners_.end() && at->second.serves;
+}
+
+void DiskOwners::Grow(const std::string& image, uint64_t size_bytes, OwnerCall::Done done) {
+  const std::string folder = shared_disk::OwnerFolder(options_.run_dir, image);
+  shared_disk::Hello hello;
+  hello.kind = shared_disk::Kind::kGrowth;
+  hello.ranges = 1;
+  hello.range[0] = {0, size_bytes};
+  const uint64_t id = next_call_++;
+  const OwnerCall::Done ended = [this, id, done](const Result<void>& grown) {
+    const auto call = std::move(calls_.extract(id).mapped());
+    done(grown);
+  };
+  auto call = OwnerCall::Start(loop_, folder + "/owner.sock", hello, kGrowthNs, ended);
+  if (!call.ok()) return done(call.error());
+  calls_[id] = std::move(call).value();
 }
 
 DiskOwners::Hold DiskOwners::MakeHold(Owner& owner) {
@@ -149,14 +172,7 @@ void DiskOwners::OnReady(const std::string& folder) {
 }
 
 void DiskOwners::OnReply(Owner& owner, const shared_disk::HelloReply& reply) {
-  if (reply.magic != shared_disk::kMagic || reply.code != 0) {
-    const std::string message(reply.message.begin(),
-                              std::find(reply.message.begin(), reply.message.end(), '\0'));
-    return Fail(
-        owner.folder,
-        Error(reply.code >= 1 && reply.code <= 15 ? static_cast<Code>(reply.code) : Code::kInternal,
-              message));
-  }
+  if (const auto served = ResultOf(reply); !served.ok()) return Fail(owner.folder, served.error());
   loop_.CancelTimer(owner.timer);
   owner.timer = 0;
   owner.serves = true;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "vmm/event/loop.h"
+#include "vmm/manager/owner_call.h"
 #include "vmm/manager/worker_process.h"
 #include "vmm/shared_disk/protocol.h"
 
@@ -35,6 +36,11 @@ class DiskOwners {
 
   /// `done` when the owner of the image serves, or with the reason why there is none.
   void Acquire(const std::string& image, Done done);
+  /// Somebody here holds it, and it serves.
+  bool Serves(const std::string& image) const;
+  /// Makes a disk that is served larger, and tells the guests. Errors: those of Image::Grow, and of
+  /// an OwnerCall.
+  void Grow(const std::string& image, uint64_t size_bytes, OwnerCall::Done done);
 
  private:
   struct Owner {
@@ -71,6 +77,8 @@ class DiskOwners {
     std::string folder;
   };
   std::map<pid_t, Child> children_;
+  std::map<uint64_t, std::unique_ptr<OwnerCall>> calls_;
+  uint64_t next_call_ = 1;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

@@ -100,6 +100,12 @@ class Inventory {
                  Done done);
   void EjectDvd(const std::string& id, uint32_t controller, uint32_t lun, bool force, Done done);
 
+  // inventory_shared.cc: a disk that running VMs share.
+
+  bool ServesShared(const std::string& image) const;
+  /// DiskOwners::Grow.
+  void GrowShared(const std::string& image, uint64_t size_bytes, Done done);
+
   // inventory_checkpoints.cc: files of a VM and of its checkpoints.
 
   CheckpointMap Checkpoints(const std::string& id) const;

@@ -49,6 +49,12 @@ void Inventory::HoldForGood(const std::string& id) {
   }
 }
 
+bool Inventory::ServesShared(const std::string& image) const { return owners_->Serves(image); }
+
+void Inventory::GrowShared(const std::string& image, uint64_t size_bytes, Done done) {
+  owners_->Grow(image, size_bytes, std::move(done));
+}
+
 void Inventory::ReleaseSharedDisk(const std::string& id, const std::string& image) {
   if (Record* record = Find(id); record != nullptr) record->shared_disks.erase(image);
 }

@@ -4,7 +4,8 @@
 /// build: plain structs, whole frames of fixed sizes.
 ///
 /// A connection begins with a Hello and its HelloReply. What comes then depends on the kind: a hold
-/// says no more; a client sends Requests and gets a Reply for each, and Replies of kind kResized
+/// says no more; to a growth the reply comes when the disk is larger, and ends the connection; a
+/// client sends Requests and gets a Reply for each, and Replies of kind kResized
 /// that it did not ask for; a queue's two sides send single bytes, the doorbells of its DiskRing.
 #pragma once
 
@@ -28,6 +29,7 @@ enum class Kind : uint32_t {
   kHold = 1,    ///< keeps the owner alive
   kClient = 2,  ///< a virtual machine; comes with its memory file
   kQueue = 3,   ///< one of its queues; comes with its ring's memory file
+  kGrowth = 4,  ///< makes the disk larger, and tells all clients
 };
 
 struct Range {
@@ -39,10 +41,10 @@ struct Hello {
   uint32_t magic = kMagic;
   uint32_t version = kVersion;
   Kind kind = Kind::kHold;
-  uint32_t ranges = 0;                     ///< of a client's memory
-  std::array<uint8_t, 16> initiator = {};  ///< of a client
-  uint64_t token = 0;                      ///< of a queue: its client's
-  std::array<Range, kMaxRanges> range = {};
+  uint32_t ranges = 0;                       ///< of a client's memory
+  std::array<uint8_t, 16> initiator = {};    ///< of a client
+  uint64_t token = 0;                        ///< of a queue: its client's
+  std::array<Range, kMaxRanges> range = {};  ///< of a growth: the first is the disk as it shall be
 };
 
 struct HelloReply {
