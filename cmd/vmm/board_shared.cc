@@ -19,6 +19,7 @@ Result<void> Board::AttachShared(const config::Disk& disk) {
   std::shared_ptr<virtdev::RemoteDisk> io =
       TRY_CTX(virtdev::RemoteDisk::Connect(std::move(options), *memory_, loop_),
               "connecting to the owner of shared disk '{}'", disk.path());
+  if (disk.has_qos()) TRY_VOID_CTX(LimitDisk(*io, disk.qos()), "disk '{}'", disk.path());
   TRY_VOID_CTX(
       controllers_[disk.controller()]->AttachSharedDisk(static_cast<uint8_t>(disk.lun()), io),
       "attaching shared disk '{}'", disk.path());

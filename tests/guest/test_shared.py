@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two machines on one shared disk: data, reservations, and the process between them under fire."""
 
+import json
 import os
 import signal
 
@@ -127,6 +128,20 @@ class SharedDisk(Group):
         one.boot("initramfs")
         one.run("tools && ln -sf $(lun 0) /dev/shared")
         expect_equal(self.keys(one), [0xA1, 0xB2], "keys")
+
+    def test_limits_are_of_one_machine_alone(self):
+        count = "dd if=/dev/shared of=/dev/null bs=4096 count={} iflag=direct 2>/dev/null"
+        one, two = self.vms
+        self.service.vmctl("disk", "qos", "one", "--location", "0", "--max-iops", "8")
+        one.run(f"({count.format(32)}; touch /tmp/read) >/dev/null 2>&1 &")  # four seconds
+        two.run(count.format(100))
+        one.run("[ ! -e /tmp/read ] && until [ -e /tmp/read ]; do usleep 100000; done")
+        self.service.vmctl("disk", "qos", "one", "--location", "0", "--max-iops", "0")
+
+        def held(vm):
+            disks = json.loads(self.service.vmctl("--format", "json", "disk", "list", vm.name))
+            return next(disk["latency_ns"]["held"]["count"] for disk in disks if disk["path"] == self.disk)
+        expect(held(one) > 10 and held(two) == 0, f"{held(one)} and {held(two)} requests were held back")
 
     def test_it_is_made_larger(self):
         self.service.vmctl("disk", "resize", self.disk, "--size", "96M")

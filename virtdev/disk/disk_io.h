@@ -32,6 +32,7 @@ struct DiskInfo {
 
 class DiskRequest;
 class LiveChain;
+class ScsiCommand;
 
 /// Told once for each request submitted, on the queue's home thread.
 class DiskCompletion {
@@ -52,6 +53,9 @@ class DiskRequest {
       0;  ///< bytes, a multiple of the logical sector; the sum of iov for read and write
   std::span<const iovec> iov;  ///< the guest's pages; any alignment
   DiskCompletion* completion = nullptr;
+  /// For the queue of a shared disk: what is asked of it, whatever the rest says.
+  ScsiCommand* command = nullptr;
+  bool unlimited = false;  ///< Storage QoS lets it pass, and does not count it
 
   int error = 0;  ///< result: 0 or an errno (EIO, ENOSPC, EROFS, EINVAL ...)
 

@@ -51,6 +51,7 @@ QosQueue::~QosQueue() {
 // --- the way of a request
 
 void QosQueue::Submit(DiskRequest& request) {
+  if (request.unlimited) return host_->Submit(request);
   request.qos = {request.completion, nullptr, Now(Phase::kSubmitting)};
   request.completion = this;
   if (bucket_ == nullptr || request.op == Op::kFlush) return Pass(request, request.qos.since_ns);

@@ -54,6 +54,7 @@ class ScsiCommand : private DiskCompletion {
   friend class ScsiUnit;
   friend class ScsiDisk;
   friend class ScsiDvd;
+  friend class RemoteQueue;
   friend class RemoteScsiDisk;
   enum class Step { kFinished, kWaiting };
   using Continuation = Step (ScsiUnit::*)(ScsiCommand&);
@@ -75,9 +76,11 @@ class ScsiCommand : private DiskCompletion {
   bool request_done_ = false;
   bool interrupted_ = false;
   bool abandoned_ = false;
-  bool counted_ = false;         ///< among its initiator's commands under way
-  uint64_t abort_epoch_ = 0;     ///< of its initiator when it began
-  uint64_t written_before_ = 0;  ///< of a flush of a remote disk: the writes that it covers
+  bool counted_ = false;      ///< among its initiator's commands under way
+  uint64_t abort_epoch_ = 0;  ///< of its initiator when it began
+  // Of a remote disk.
+  uint64_t written_before_ = 0;  ///< of a flush: the writes that it covers
+  uint64_t owner_token_ = 0;     ///< of the owner when it began, then of the one that executed it
 
   // Of commands of many steps.
   Extent rest_;                   ///< what is still to be done

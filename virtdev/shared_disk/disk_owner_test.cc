@@ -233,6 +233,30 @@ TEST_F(SharedDiskTest, AResizeIsHeardByAll) {
   }
 }
 
+TEST_F(SharedDiskTest, LimitsAreOfOneMachineAlone) {
+  Node a(socket_, 1), b(socket_, 2);
+  ASSERT_TRUE(a.Write(0, Bytes(512)).good());
+  a.disk->qos()->SetLimits({.max_iops = 2});
+  a.loop->RunOnce(0);
+  const auto first = a.Begin(Node::Cdb10(0x28, 0, 16), true, Bytes(8192));
+  const auto second = a.Begin(Node::Cdb10(0x28, 16, 16), true, Bytes(8192));
+  const auto third = a.Begin(Node::Cdb10(0x2a, 0, 1), false, Bytes(512));
+  EXPECT_TRUE(a.Ready().good()) << "what moves no data waits for no limit";
+  EXPECT_TRUE(a.Flush().good());
+  EXPECT_TRUE(a.Await(first).good());
+  for (uint32_t i = 0; i < 100; ++i) EXPECT_TRUE(b.Read(i, 1).good());
+  EXPECT_TRUE(a.Await(second).good());
+  EXPECT_TRUE(a.Await(third).good());
+  const auto statistics = a.disk->qos()->Statistics();
+  EXPECT_EQ(statistics.latency[DiskStatistics::kHeld].count, 2u);
+  EXPECT_EQ(statistics.latency[DiskStatistics::kRead].count, 2u);
+  EXPECT_EQ(statistics.bytes_read, 2u * 8192);
+  EXPECT_EQ(statistics.bytes_written, 2u * 512);
+  const auto other = b.disk->qos()->Statistics();
+  EXPECT_EQ(other.latency[DiskStatistics::kRead].count, 100u);
+  EXPECT_EQ(other.latency[DiskStatistics::kHeld].count, 0u);
+}
+
 /// What an owner answers to a growth.
 class Growing {
  public:

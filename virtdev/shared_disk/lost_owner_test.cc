@@ -120,6 +120,24 @@ TEST_F(LostOwner, AFlushThatWaitedForTheNextOwnerIsNotAnsweredWell) {
   EXPECT_TRUE(a.Flush().failed_with(scsi::kWriteError));
 }
 
+TEST_F(LostOwner, WhatALimitHeldBackIsRepeatedToo) {
+  Node a(socket_, 1);
+  ASSERT_TRUE(a.Ready().good());
+  a.disk->qos()->SetLimits({.max_iops = 1});
+  a.loop->RunOnce(0);
+  std::vector<std::shared_ptr<Outcome>> writes;
+  for (uint32_t i = 0; i < 2; ++i)
+    writes.push_back(a.Begin(Node::Cdb10(0x2a, i, 1), false, Bytes(512, 0xaa)));
+  ASSERT_FALSE(a.Await(writes.back(), 1).ended);
+  StopOwner();
+  StartOwner();
+  for (int i = 0; i < 5000 && a.disk->link().state != RemoteDisk::Link::State::kUp; ++i)
+    a.loop->RunOnce(1);
+  EXPECT_TRUE(a.Await(writes.back()).ended_with(Status::kBusy)) << "the guest hears first";
+  EXPECT_TRUE(a.Ready().failed_with(scsi::kPowerOnOccurred));
+  EXPECT_TRUE(a.Read(1, 1).good());
+}
+
 TEST_F(LostOwner, PatienceEnds) {
   Node a(socket_, 1, 50'000'000);
   ASSERT_TRUE(a.Ready().good());

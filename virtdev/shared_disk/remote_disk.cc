@@ -109,7 +109,7 @@ Result<void> RemoteDisk::Close() {
 }
 
 Result<std::unique_ptr<DiskQueue>> RemoteDisk::OpenQueue(vmm::Loop& loop) {
-  return std::unique_ptr<DiskQueue>(std::make_unique<RemoteQueue>(shared_from_this(), loop));
+  return qos_.Wrap(std::make_unique<RemoteQueue>(shared_from_this(), loop), loop);
 }
 
 // --- the conversation

@@ -10,7 +10,7 @@
 #include <optional>
 #include <string>
 
-#include "virtdev/disk/disk_io.h"
+#include "virtdev/disk/disk_qos.h"
 #include "vmm/event/loop.h"
 #include "vmm/memory/guest_memory.h"
 #include "vmm/shared_disk/protocol.h"
@@ -19,7 +19,8 @@ namespace kvmbus::virtdev {
 
 namespace shared_disk = vmm::shared_disk;
 
-/// Its queues take whole SCSI commands (RemoteScsiDisk) and no requests. Home: the main loop, but
+/// Its queues take whole SCSI commands (RemoteScsiDisk) and no other requests; the limits of its
+/// Storage QoS are this client's. Home: the main loop, but
 /// for OpenQueue and what is said to be for any thread. An owner that dies is waited for: commands
 /// stay under way until there is another one, and then the guest is asked to repeat them.
 class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<RemoteDisk> {
@@ -45,6 +46,7 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
   const DiskInfo& info() const override { return info_; }
   std::string_view format() const override { return format_; }
   vmm::Result<std::unique_ptr<DiskQueue>> OpenQueue(vmm::Loop& loop) override;
+  DiskQos* qos() override { return &qos_; }
   /// Leaves the owner, which makes durable what this client wrote.
   vmm::Result<void> Close() override;
   void VisitCounters(const vmm::CounterVisitor& visit) const override;
@@ -60,6 +62,8 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
     uint64_t token = 0;  ///< for queues
   };
   Link link() const;
+  /// Cheap: that of the link.
+  uint64_t token() const { return token_.load(); }
   /// Cheap: the owner that gave out this token has not been lost, as far as is known.
   bool IsCurrent(uint64_t token) const { return token_.load() == token; }
   const std::string& socket_path() const { return options_.socket_path; }
@@ -109,6 +113,7 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
   std::atomic<uint64_t> flushed_{0};
   std::atomic<bool> lost_writes_{false};
   std::atomic<bool> power_loss_{false};
+  DiskQos qos_;
   vmm::Counter lost_owners_;
   vmm::Counter lost_queues_;
   vmm::Counter bad_outcomes_;

@@ -60,7 +60,22 @@ RemoteQueue::~RemoteQueue() {
 
 // --- commands
 
+void RemoteQueue::Submit(DiskRequest& request) {
+  if (request.command == nullptr) {
+    request.error = EOPNOTSUPP;
+  } else if (Forward(*request.command, request)) {
+    return;
+  }
+  request.completion->OnDiskComplete(request);
+}
+
+/// False: it ended at once, with a status.
 bool RemoteQueue::Forward(ScsiCommand& command, DiskRequest& request) {
+  if (command.owner_token_ != disk_->token()) {
+    // A limit held it back, and its guest has not heard of the loss of the former owner.
+    SetInterrupted(command);
+    return false;
+  }
   // The guest's channels take no more than that each.
   if (free_.empty() || waiting_.size() + interrupted_.size() >= DiskRing::kSlots) {
     command.status = scsi::Status::kBusy;
@@ -93,11 +108,6 @@ void RemoteQueue::Send(const Flight& flight) {
   flights_[slot] = flight;
   ring_->Push(slot);
   pushed_ = true;
-}
-
-void RemoteQueue::Submit(DiskRequest& request) {
-  request.error = EOPNOTSUPP;
-  request.completion->OnDiskComplete(request);
 }
 
 void RemoteQueue::Kick() {
@@ -237,6 +247,8 @@ bool RemoteQueue::Finish(uint32_t slot) {
   command.sense = {static_cast<scsi::SenseKey>(outcome.sense_key), outcome.asc, outcome.ascq};
   command.bytes_moved = outcome.bytes_moved;
   command.overrun = outcome.overrun != 0;
+  command.owner_token_ = token_;
+  flight.request->length = outcome.bytes_moved;
   flights_[slot] = {};
   free_.push_back(slot);
   flight.request->completion->OnDiskComplete(*flight.request);

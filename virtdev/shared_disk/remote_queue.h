@@ -21,14 +21,9 @@ class RemoteQueue final : public DiskQueue {
   RemoteQueue(std::shared_ptr<RemoteDisk> disk, vmm::Loop& loop);
   ~RemoteQueue() override;
 
-  /// Sends the command at the next Kick. `request` completes when the command has its status,
-  /// sense, overrun and bytes moved; false if it ended at once with a status.
-  [[nodiscard]] bool Forward(ScsiCommand& command, DiskRequest& request);
-  /// The owner that executed a command of this queue has not been lost, as far as is known.
-  bool OwnerIsCurrent() const { return disk_->IsCurrent(token_); }
-
   // DiskQueue
-  /// It takes none: fails.
+  /// Sends the request's command at the next Kick. It completes when the command has its status,
+  /// sense, overrun and bytes moved. One without a command fails.
   void Submit(DiskRequest& request) override;
   void Kick() override;
   /// Without an owner the guest is asked to repeat what is under way.
@@ -41,6 +36,7 @@ class RemoteQueue final : public DiskQueue {
     DiskRequest* request = nullptr;
   };
 
+  bool Forward(ScsiCommand& command, DiskRequest& request);
   void Greet();
   void Retry();
   void ScheduleRetry();

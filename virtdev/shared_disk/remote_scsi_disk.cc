@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/shared_disk/remote_scsi_disk.h"
 
+#include <optional>
+
 #include "virtdev/scsi/command_set.h"
-#include "virtdev/shared_disk/remote_queue.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::virtdev {
@@ -13,10 +14,36 @@ using vmm::Result;
 
 namespace {
 
-bool IsFlush(const ScsiCommand& command) {
-  const auto opcode = static_cast<Opcode>(command.cdb[0]);
-  return opcode == Opcode::kSynchronizeCache10 || opcode == Opcode::kSynchronizeCache16;
+/// What Storage QoS takes the command for; none: it has nothing to do with it.
+std::optional<DiskRequest::Op> OpOf(const ScsiCommand& command) {
+  switch (static_cast<Opcode>(command.cdb[0])) {
+    case Opcode::kRead6:
+    case Opcode::kRead10:
+    case Opcode::kRead12:
+    case Opcode::kRead16:
+      return DiskRequest::Op::kRead;
+    case Opcode::kWrite6:
+    case Opcode::kWrite10:
+    case Opcode::kWrite12:
+    case Opcode::kWrite16:
+    case Opcode::kWriteAndVerify10:
+    case Opcode::kWriteAndVerify12:
+    case Opcode::kWriteAndVerify16:
+      return DiskRequest::Op::kWrite;
+    case Opcode::kWriteSame10:
+    case Opcode::kWriteSame16:
+      return DiskRequest::Op::kWriteZeroes;
+    case Opcode::kUnmap:
+      return DiskRequest::Op::kUnmap;
+    case Opcode::kSynchronizeCache10:
+    case Opcode::kSynchronizeCache16:
+      return DiskRequest::Op::kFlush;
+    default:
+      return std::nullopt;
+  }
 }
+
+bool IsFlush(const ScsiCommand& command) { return OpOf(command) == DiskRequest::Op::kFlush; }
 
 }  // namespace
 
@@ -32,12 +59,18 @@ ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
     // The owner sees the guest's memory, not ours.
     if (gpa == GuestBuffer::kNoGpa) return Fail(command, scsi::kInternalTargetFailure);
   }
-  command.request_ = {};
-  command.request_.completion = &command;
+  const auto op = OpOf(command);
+  DiskRequest& request = command.request_;
+  request = {};
+  request.completion = &command;
+  request.command = &command;
+  request.unlimited = !op.has_value();
+  request.op = op.value_or(DiskRequest::Op::kRead);
+  request.length = command.data.size();
+  command.owner_token_ = disk_->token();
   command.next_ = static_cast<ScsiCommand::Continuation>(&RemoteScsiDisk::Conclude);
-  return static_cast<RemoteQueue*>(command.queue_)->Forward(command, command.request_)
-             ? Step::kWaiting
-             : Step::kFinished;
+  command.queue_->Submit(request);
+  return Step::kWaiting;
 }
 
 ScsiUnit::Step RemoteScsiDisk::Conclude(ScsiCommand& command) {
@@ -50,8 +83,7 @@ ScsiUnit::Step RemoteScsiDisk::Conclude(ScsiCommand& command) {
   } else if (scsi::DiskAccessOf(command.cdb) == PersistentReservations::Access::kWrite) {
     disk_->NoteWritten();
     // Its owner died meanwhile, and what was lost with it has been reckoned without this.
-    if (!static_cast<RemoteQueue*>(command.queue_)->OwnerIsCurrent())
-      return End(command, scsi::Status::kBusy);
+    if (!disk_->IsCurrent(command.owner_token_)) return End(command, scsi::Status::kBusy);
   }
   return Step::kFinished;
 }

@@ -46,11 +46,6 @@ Result<void> ValidateShared(const config::Vm& vm, const config::Disk& disk) {
         "'{}': disk '{}' cannot be shared; a shared disk is a fixed or dynamic VHDX or "
         "a raw image: make one with 'vmctl disk convert'",
         vm.name(), disk.path());
-  const config::DiskQos& limits = disk.qos();
-  if (limits.min_iops() != 0 || limits.max_iops() != 0 || limits.max_bytes_per_second() != 0)
-    return MakeError(Code::kInvalidArgument,
-                     "'{}': disk '{}' cannot have limits of I/O, for it is shared: leave them out",
-                     vm.name(), disk.path());
   return {};
 }
 

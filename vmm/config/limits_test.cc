@@ -108,12 +108,6 @@ TEST(LimitsTest, EachLimitIsNamed) {
       {[](auto* vm) {
          vm->add_disks()->set_path("/a.vhdx");
          vm->mutable_disks(0)->set_shared(true);
-         vm->mutable_disks(0)->mutable_qos()->set_max_iops(100);
-       },
-       Code::kInvalidArgument, "cannot have limits of I/O, for it is shared"},
-      {[](auto* vm) {
-         vm->add_disks()->set_path("/a.vhdx");
-         vm->mutable_disks(0)->set_shared(true);
          vm->mutable_disks(0)->set_caching(config::BUFFERED);
        },
        Code::kInvalidArgument, "direct, not buffered"},
