@@ -43,15 +43,16 @@ std::optional<DiskRequest::Op> OpOf(const ScsiCommand& command) {
   }
 }
 
-bool IsFlush(const ScsiCommand& command) { return OpOf(command) == DiskRequest::Op::kFlush; }
-
 }  // namespace
 
 ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
+  // First: what is known to be lost is known before there is another owner.
+  command.owner_token_ = disk_->token();
   const auto opcode = static_cast<Opcode>(command.cdb[0]);
   const bool hears_attentions = opcode != Opcode::kInquiry && opcode != Opcode::kRequestSense;
   if (hears_attentions && disk_->TakePowerLoss()) return Fail(command, scsi::kPowerOnOccurred);
-  if (IsFlush(command)) {
+  const auto op = OpOf(command);
+  if (op == DiskRequest::Op::kFlush) {
     if (disk_->TakeLostWrites()) return Fail(command, scsi::kWriteError);
     command.written_before_ = disk_->written();
   }
@@ -59,7 +60,6 @@ ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
     // The owner sees the guest's memory, not ours.
     if (gpa == GuestBuffer::kNoGpa) return Fail(command, scsi::kInternalTargetFailure);
   }
-  const auto op = OpOf(command);
   DiskRequest& request = command.request_;
   request = {};
   request.completion = &command;
@@ -67,7 +67,6 @@ ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
   request.unlimited = !op.has_value();
   request.op = op.value_or(DiskRequest::Op::kRead);
   request.length = command.data.size();
-  command.owner_token_ = disk_->token();
   command.next_ = static_cast<ScsiCommand::Continuation>(&RemoteScsiDisk::Conclude);
   command.queue_->Submit(request);
   return Step::kWaiting;
@@ -78,7 +77,7 @@ ScsiUnit::Step RemoteScsiDisk::Conclude(ScsiCommand& command) {
   // A read that failed half way may have changed some of the guest's pages all the same.
   if (command.data_in) command.data.MarkDirty(good ? command.bytes_moved : command.data.size());
   if (!good) return Step::kFinished;
-  if (IsFlush(command)) {
+  if (command.request_.op == DiskRequest::Op::kFlush) {
     disk_->NoteFlushed(command.written_before_);
   } else if (scsi::DiskAccessOf(command.cdb) == PersistentReservations::Access::kWrite) {
     disk_->NoteWritten();
