@@ -2,7 +2,6 @@
 #include "virtdev/shared_disk/disk_owner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "vmm/os/entropy.h"
 #include "vmm/os/log.h"
@@ -15,6 +14,7 @@ using shared_disk::Call;
 using shared_disk::Hello;
 using shared_disk::HelloReply;
 using shared_disk::Kind;
+using shared_disk::TakeFrame;
 using vmm::Code;
 using vmm::Error;
 using vmm::Result;
@@ -25,13 +25,6 @@ uint64_t RandomId() {
   uint64_t id = 0;
   while (id == 0) vmm::FillRandom(BytesOf(id));
   return id;
-}
-
-template <typename Frame>
-Frame FrameOf(std::span<const uint8_t> bytes) {
-  Frame frame;
-  std::memcpy(static_cast<void*>(&frame), bytes.data(), sizeof(frame));
-  return frame;
 }
 
 template <size_t N>
@@ -104,27 +97,19 @@ void DiskOwner::Accept() {
 
 void DiskOwner::OnReady(uint64_t id) {
   Peer& peer = peers_.at(id);
-  const bool greeted = peer.kind != Kind();
   if (peer.kind == Kind::kHold || peer.kind == Kind::kGrowth) {
     // It has nothing to say: it goes, or talks nonsense.
     Drop(id);
     return;
   }
-  const size_t wanted = greeted ? sizeof(shared_disk::Request) : sizeof(Hello);
-  const size_t had = peer.in.size();
-  peer.in.resize(wanted);
-  const auto got = vmm::ReceiveSome(peer.socket.get(), std::span(peer.in).subspan(had),
-                                    greeted ? nullptr : &peer.fds, 1);
-  if (!got.ok()) return Drop(id);
-  peer.in.resize(had + *got);
-  if (peer.in.size() < wanted) return;
-  const std::vector<uint8_t> frame = std::move(peer.in);
-  peer.in.clear();
-  if (!greeted) {
-    OnHello(id, FrameOf<Hello>(frame));
-  } else if (!OnRequest(peer, FrameOf<shared_disk::Request>(frame))) {
-    Drop(id);
+  if (peer.kind == Kind()) {
+    const auto hello = TakeFrame<Hello>(peer.socket.get(), &peer.in, &peer.fds, 1);
+    if (!hello.ok()) return Drop(id);
+    if (*hello) OnHello(id, **hello);
+    return;
   }
+  const auto request = TakeFrame<shared_disk::Request>(peer.socket.get(), &peer.in);
+  if (!request.ok() || (*request && !OnRequest(peer, **request))) Drop(id);
 }
 
 void DiskOwner::OnHello(uint64_t id, const Hello& hello) {

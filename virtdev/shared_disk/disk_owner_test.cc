@@ -263,7 +263,6 @@ class Growing {
   Growing(const std::string& socket, uint64_t size_bytes) : socket_(*vmm::ConnectUnix(socket)) {
     shared_disk::Hello hello;
     hello.kind = shared_disk::Kind::kGrowth;
-    hello.ranges = 1;
     hello.range[0] = {0, size_bytes};
     EXPECT_TRUE(vmm::SendFrame(socket_.get(), BytesOf(hello)).ok());
   }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
-#include <cstring>
 #include <thread>
 
 #include "virtdev/shared_disk/remote_queue.h"
@@ -123,18 +122,8 @@ void RemoteDisk::OnReady() {
   }
 }
 
-/// A whole frame, if one is there.
 Result<std::optional<shared_disk::Reply>> RemoteDisk::TakeReply() {
-  shared_disk::Reply reply;
-  const size_t had = in_.size();
-  in_.resize(sizeof(reply));
-  auto got = vmm::ReceiveSome(socket_.get(), std::span(in_).subspan(had));
-  in_.resize(had + (got.ok() ? *got : 0));
-  if (!got.ok()) return std::move(got.error());
-  if (in_.size() < sizeof(reply)) return std::optional<shared_disk::Reply>();
-  std::memcpy(static_cast<void*>(&reply), in_.data(), sizeof(reply));
-  in_.clear();
-  return std::optional(reply);
+  return shared_disk::TakeFrame<shared_disk::Reply>(socket_.get(), &in_);
 }
 
 void RemoteDisk::HandleEvent(const shared_disk::Reply& event) {

@@ -4,9 +4,6 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
-
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 #include "vmm/os/unix_socket.h"
@@ -68,11 +65,10 @@ void DiskOwners::Grow(const std::string& image, uint64_t size_bytes, OwnerCall::
   const std::string folder = shared_disk::OwnerFolder(options_.run_dir, image);
   shared_disk::Hello hello;
   hello.kind = shared_disk::Kind::kGrowth;
-  hello.ranges = 1;
   hello.range[0] = {0, size_bytes};
   const uint64_t id = next_call_++;
   const OwnerCall::Done ended = [this, id, done](const Result<void>& grown) {
-    const auto call = std::move(calls_.extract(id).mapped());
+    const auto call = std::move(calls_.extract(id).mapped());  // lives until it has told
     done(grown);
   };
   auto call = OwnerCall::Start(loop_, folder + "/owner.sock", hello, kGrowthNs, ended);
@@ -158,17 +154,10 @@ Result<void> DiskOwners::Spawn(Owner& owner) {
 
 void DiskOwners::OnReady(const std::string& folder) {
   Owner& owner = owners_.at(folder);
-  shared_disk::HelloReply reply;
-  const size_t had = owner.in.size();
-  owner.in.resize(sizeof(reply));
-  const auto got = ReceiveSome(owner.socket.get(), std::span(owner.in).subspan(had));
-  owner.in.resize(had + (got.ok() ? *got : 0));
+  const auto reply = shared_disk::TakeFrame<shared_disk::HelloReply>(owner.socket.get(), &owner.in);
   // To one that we hold it has no more to say.
-  if (!got.ok() || owner.serves) return OnLost(owner);
-  if (owner.in.size() < sizeof(reply)) return;
-  std::memcpy(static_cast<void*>(&reply), owner.in.data(), sizeof(reply));
-  owner.in.clear();
-  OnReply(owner, reply);
+  if (!reply.ok() || owner.serves) return OnLost(owner);
+  if (*reply) OnReply(owner, **reply);
 }
 
 void DiskOwners::OnReply(Owner& owner, const shared_disk::HelloReply& reply) {

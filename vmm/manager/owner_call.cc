@@ -4,7 +4,6 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "vmm/os/unix_socket.h"
@@ -44,15 +43,9 @@ OwnerCall::~OwnerCall() {
 }
 
 void OwnerCall::OnReady() {
-  HelloReply reply;
-  const size_t had = in_.size();
-  in_.resize(sizeof(reply));
-  const auto got = ReceiveSome(socket_.get(), std::span(in_).subspan(had));
-  in_.resize(had + (got.ok() ? *got : 0));
-  if (!got.ok()) return End(Error(Code::kUnavailable, "the disk's owner ended; try again"));
-  if (in_.size() < sizeof(reply)) return;
-  std::memcpy(static_cast<void*>(&reply), in_.data(), sizeof(reply));
-  End(ResultOf(reply));
+  const auto reply = shared_disk::TakeFrame<HelloReply>(socket_.get(), &in_);
+  if (!reply.ok()) return End(Error(Code::kUnavailable, "the disk's owner ended; try again"));
+  if (*reply) End(ResultOf(**reply));
 }
 
 void OwnerCall::End(const Result<void>& result) {

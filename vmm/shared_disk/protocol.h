@@ -5,15 +5,19 @@
 ///
 /// A connection begins with a Hello and its HelloReply. What comes then depends on the kind: a hold
 /// says no more; to a growth the reply comes when the disk is larger, and ends the connection; a
-/// client sends Requests and gets a Reply for each, and Replies of kind kResized
-/// that it did not ask for; a queue's two sides send single bytes, the doorbells of its DiskRing.
+/// client sends Requests and gets a Reply for each, and Replies of kind kResized that it did not
+/// ask for; a queue's two sides send single bytes, the doorbells of its DiskRing.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
+
+#include "vmm/os/unix_socket.h"
 
 namespace kvmbus::vmm::shared_disk {
 
@@ -89,6 +93,23 @@ std::span<const uint8_t> BytesOf(const Frame& frame) {
 template <typename Frame>
 std::span<uint8_t> BytesOf(Frame& frame) {
   return {reinterpret_cast<uint8_t*>(&frame), sizeof(frame)};
+}
+
+/// The next frame of a connection, once it is there; what has come of it waits in `in`, which is
+/// this function's own. `fds`, `max_fds` and errors: as for ReceiveSome. Never waits.
+template <typename Frame>
+Result<std::optional<Frame>> TakeFrame(int socket, std::vector<uint8_t>* in,
+                                       std::vector<Fd>* fds = nullptr, size_t max_fds = 0) {
+  const size_t had = in->size();
+  in->resize(sizeof(Frame));
+  const auto got = ReceiveSome(socket, std::span(*in).subspan(had), fds, max_fds);
+  in->resize(had + (got.ok() ? *got : 0));
+  if (!got.ok()) return got.error();
+  if (in->size() < sizeof(Frame)) return std::optional<Frame>();
+  Frame frame;
+  std::memcpy(static_cast<void*>(&frame), in->data(), sizeof(frame));
+  in->clear();
+  return std::optional<Frame>(frame);
 }
 
 }  // namespace kvmbus::vmm::shared_disk
