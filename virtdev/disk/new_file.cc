@@ -22,13 +22,9 @@ vmm::Error ExistsAlready(const std::string& path) {
                         "'{}' exists already; choose another name, or delete it first", path);
 }
 
-/// Where a descriptor is a name.
-std::string NameOf(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
-
-/// Of a file without a name nothing is left, whatever happens. Not every file system has them.
 Result<std::unique_ptr<BlockFile>> CreateNameless(const std::string& folder) {
-  const vmm::Fd fd = TRY(vmm::OpenFile(folder, O_TMPFILE | O_RDWR, 0640));
-  return OpenBlockFile(NameOf(fd.get()), false);
+  const vmm::Fd fd = TRY(vmm::OpenNameless(folder, O_RDWR, 0640));
+  return OpenBlockFile(vmm::NameOfFd(fd.get()), false);
 }
 
 }  // namespace
@@ -68,9 +64,7 @@ Result<void> NewFile::Publish() {
 }
 
 int NewFile::GiveName() const {
-  if (temporary_.empty())
-    return ::linkat(AT_FDCWD, NameOf(file_->fd()).c_str(), AT_FDCWD, path_.c_str(),
-                    AT_SYMLINK_FOLLOW);
+  if (temporary_.empty()) return vmm::GiveName(file_->fd(), path_);
   const int status =
       ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
   // Not every file system has a rename that does not replace; a link never does.

@@ -44,6 +44,16 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes)
   }
 }
 
+Result<Fd> OpenNameless(const std::string& folder, int flags, mode_t mode) {
+  return OpenFile(folder, O_TMPFILE | flags, mode);
+}
+
+std::string NameOfFd(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
+int GiveName(int fd, const std::string& path) {
+  return ::linkat(AT_FDCWD, NameOfFd(fd).c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW);
+}
+
 namespace {
 
 Result<void> WriteDurably(int fd, std::string_view content) {
@@ -54,11 +64,10 @@ Result<void> WriteDurably(int fd, std::string_view content) {
 /// It has the name only when it is whole, where the file system has files without names: who is
 /// killed while the disk works leaves nothing.
 Result<void> WriteTemporary(const std::string& path, std::string_view content, mode_t mode) {
-  if (auto nameless = OpenFile(FolderOf(path), O_TMPFILE | O_WRONLY, mode); nameless.ok()) {
+  if (auto nameless = OpenNameless(FolderOf(path), O_WRONLY, mode); nameless.ok()) {
     TRY_VOID(WriteDurably(nameless->get(), content));
     ::unlink(path.c_str());
-    const std::string name = fmt::format("/proc/self/fd/{}", nameless->get());
-    if (::linkat(AT_FDCWD, name.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == 0) return {};
+    if (GiveName(nameless->get(), path) == 0) return {};
   }
   const Fd fd = TRY(OpenFile(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode));
   const auto written = WriteDurably(fd.get(), content);

@@ -21,6 +21,14 @@ Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes 
 /// New file, fsync, rename over the old, fsync of the folder: a reader sees the old or the new.
 Result<void> ReplaceFile(const std::string& path, std::string_view content, mode_t mode = 0644);
 
+/// A file without a name: of it nothing is left, whatever happens, unless it gets one. Not every
+/// file system has them.
+Result<Fd> OpenNameless(const std::string& folder, int flags, mode_t mode);
+/// Where a descriptor is a name.
+std::string NameOfFd(int fd);
+/// Gives a file without a name one that nobody has. < 0: errno says why not (EEXIST).
+int GiveName(int fd, const std::string& path);
+
 /// What follows the name of a large file while it is written, by somebody who renames it when it
 /// is whole; who is killed leaves it.
 inline constexpr std::string_view kUnfinishedSuffix = ".new";

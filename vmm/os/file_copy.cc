@@ -93,7 +93,7 @@ Result<void> CopyToNewFile(int from, const std::string& to, const CopyProgress& 
 
 Result<void> CheckIsAt(int fd, const std::string& path) {
   char at[PATH_MAX];
-  const ssize_t length = ::readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), at, sizeof(at));
+  const ssize_t length = ::readlink(NameOfFd(fd).c_str(), at, sizeof(at));
   if (length < 0) return Error::FromErrno(errno, "finding where a file is");
   if (std::string_view(at, static_cast<size_t>(length)) == path) return {};
   return MakeError(Code::kFailedPrecondition, "'{}' was replaced by a link, or moved", path);
