@@ -51,8 +51,7 @@ int Main(int argc, char** argv) {
 }  // namespace kvmbus::cmd
 
 int main(int argc, char** argv) {
-  constexpr size_t kThreadStackBytes = 512u << 10;  // 8 MiB would take whole huge pages, zeroed
-  kvmbus::vmm::SetThreadStackBytes(kThreadStackBytes);
+  kvmbus::vmm::SetThreadStackBytes(kvmbus::vmm::kThreadStackBytes);
   const int status = kvmbus::cmd::Main(argc, argv);
   // All is said and closed; what is left are gRPC's threads, which take their time to end.
   std::fflush(nullptr);

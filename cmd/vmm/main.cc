@@ -25,8 +25,6 @@ using vmm::Result;
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
 constexpr uint64_t kConfigLimit = 1u << 20;
-/// A few times what any thread needs. The usual 8 MiB take whole huge pages, 2 MiB for a thread.
-constexpr size_t kThreadStackBytes = 512u << 10;
 
 struct CommandLine {
   std::string run_dir;
@@ -76,7 +74,7 @@ Result<config::Vm> ReadConfig(const CommandLine& line) {
 }
 
 int OwnDisk(const CommandLine& line) {
-  vmm::SetThreadStackBytes(kThreadStackBytes);
+  vmm::SetThreadStackBytes(vmm::kThreadStackBytes);
   vmm::SetUpLogging("vmm disk", line.verbose);
   const auto ran = RunDiskOwner(line.shared_disk, line.run_dir);
   if (ran.ok()) return 0;
@@ -114,7 +112,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "vmm: %s\n", config.error().ToString().c_str());
     return kExitFailed;
   }
-  vmm::SetThreadStackBytes(kThreadStackBytes);
+  vmm::SetThreadStackBytes(vmm::kThreadStackBytes);
   vmm::SetUpLogging("vmm " + config->name(), line.verbose);
   const std::string name = config->name();
   Worker worker({line.run_dir, std::move(config).value(), line.unsupported_without_slat});

@@ -25,9 +25,6 @@ namespace po = boost::program_options;
 using vmm::Code;
 using vmm::Result;
 
-/// gRPC's threads are many. The usual 8 MiB take whole huge pages, 2 MiB for a thread.
-constexpr size_t kThreadStackBytes = 1u << 20;
-
 struct Options {
   std::string config;
   std::string state_dir;
@@ -119,7 +116,7 @@ int Main(int argc, char** argv) {
   bool help = false;
   if (!ParseOptions(argc, argv, &options, &help)) return 2;
   if (help) return 0;
-  vmm::SetThreadStackBytes(kThreadStackBytes);
+  vmm::SetThreadStackBytes(2 * vmm::kThreadStackBytes);
   vmm::SetUpLogging("vmmd", options.verbose);
   const auto served = Serve(options);
   if (served.ok()) return 0;
