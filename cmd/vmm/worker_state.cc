@@ -38,7 +38,8 @@ Result<void> Worker::Resume() {
   if (!resumed.ok()) resumed_ = before;
   // What the guest touches first comes first.
   constexpr uint64_t kPrefetchDelayNs = 20'000'000;
-  if (resumed.ok()) loop_->AddTimer(kPrefetchDelayNs, [this] { board_->PrefetchMemory(); });
+  if (resumed.ok() && options_.config.saved() && !before)
+    loop_->AddTimer(kPrefetchDelayNs, [this] { board_->PrefetchMemory(); });
   return resumed;
 }
 

@@ -114,7 +114,7 @@ void Inventory::ResumeRestored(Record& record) {
        [this, alive = alive_, id = record.config.id()](const Result<worker::Reply>& reply) {
          Record* restored = *alive ? Find(id) : nullptr;
          if (restored == nullptr) return;
-         if (!reply.ok()) FinishStart(*restored, reply.error());
+         if (!reply.ok()) return FinishStart(*restored, reply.error());  // its end tidies
          // The worker has the files open, and nobody else needs them. Nobody waited for this.
          if (!restored->config.saved()) TidySavedState(restored->config, false);
        });
