@@ -22,6 +22,8 @@ class RamTarget {
  public:
   virtual ~RamTarget() = default;
   virtual int fd() const = 0;
+  /// The same file past the host's cache, for much at once; -1: it cannot be had so.
+  virtual int direct_fd() const { return -1; }
   virtual bool HasPlace(uint64_t block) const = 0;
   /// The offset of the block in the file, 4 KiB aligned; what is not written there reads as zeroes.
   virtual Result<uint64_t> Place(uint64_t block) = 0;

@@ -54,10 +54,11 @@ class RamSaver {
 
   uint64_t blocks() const { return memory_.ram_bytes() / kRamBlockBytes; }
   Result<void> ForEachBlock(const std::function<Result<void>(uint64_t block)>& work);
-  Result<void> SaveBacked(uint64_t block);
+  void FindBacked();
+  Result<void> SaveBacked(uint64_t block, bool somebody_waits);
   Result<void> SaveCompressed(uint64_t block);
   Result<void> SavePages(uint64_t block, bool somebody_waits);
-  Result<void> Write(uint64_t block, uint64_t first_page, uint64_t pages);
+  Result<void> WriteUnlessZero(uint64_t block, const PageSet::Run& pages, bool somebody_waits);
   bool ReadBlock(uint64_t block, std::vector<uint8_t>* content);
   uint64_t PagesToWrite() const;
   Result<void> TakeDirty(bool last);
@@ -72,7 +73,8 @@ class RamSaver {
   RamTarget& target_;
   const Options options_;
   const Progress progress_;
-  PageSet rest_;  ///< changed since they were copied
+  PageSet backed_;  ///< the host has them; a look at another one would make it have that too
+  PageSet rest_;    ///< changed since they were copied
   bool tracking_ = false;
   std::atomic<uint64_t> bytes_written_{0};
 

@@ -56,6 +56,23 @@ TEST_F(RamSaverTest, WhatTheGuestWritesMeanwhileIsInTheFile) {
   EXPECT_EQ(target_.Content(), instant);
 }
 
+/// The other descriptor takes what is long, or takes nothing at all.
+TEST_F(RamSaverTest, WhereItCannotBeWrittenPastTheCacheItIsWrittenAllTheSame) {
+  for (const bool works : {true, false}) {
+    PlainTarget target(kBlocks);
+    target.direct = works ? target.Source().file.Duplicate().value()
+                          : Fd(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+    guest_.WriteAtRandom(random_, 100);
+    for (uint64_t page = 0; page < 3 * kRamBlockPages; ++page) guest_.WritePage(page, 3);
+    RamSaver saver(*guest_.memory, guest_, target, RamSaver::Options(), nullptr);
+    ASSERT_TRUE(saver.CopyLive().ok());
+    guest_.WriteAtRandom(random_, 100);
+    ASSERT_TRUE(saver.HoldRest().ok());
+    ASSERT_TRUE(saver.CopyRest().ok());
+    EXPECT_EQ(target.Content(), guest_.Content());
+  }
+}
+
 TEST_F(RamSaverTest, TheInstantIsThatOfTheHold) {
   if (!Userfault::Create().ok()) GTEST_SKIP();
   guest_.WriteAtRandom(random_, 4000);

@@ -13,9 +13,11 @@
 namespace kvmbus::vmm {
 namespace {
 
-/// A rest of this many pages, 8 MiB, is written while the guest is stopped: a few milliseconds.
-constexpr uint64_t kSmallRest = 2048;
+/// A rest of this many pages, 2 MiB, is written while the guest is stopped: a millisecond or two.
+constexpr uint64_t kSmallRest = 512;
 constexpr int kLivePasses = 4;
+/// From here on it takes less to have the disk read guest memory than to copy it.
+constexpr uint64_t kDirectBytes = 256u << 10;
 
 bool IsZero(const uint8_t* bytes, uint64_t size) {
   // SAFETY: the caller's range; isa-l reads it only.
@@ -31,6 +33,7 @@ RamSaver::RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target
       target_(target),
       options_(options),
       progress_(std::move(progress)),
+      backed_(memory.ram_pages()),
       rest_(memory.ram_pages()),
       claims_(memory.ram_bytes() / kRamBlockBytes) {
   KVMBUS_ASSERT(memory.ram_bytes() % kRamBlockBytes == 0);
@@ -75,11 +78,12 @@ Result<void> RamSaver::CopyLive() {
   tracking_ = true;
   memory_.StartDirtyTracking();
   TRY_VOID(tracker_.StartTracking());
+  FindBacked();
   std::atomic<uint64_t> copied{0};
   TRY_VOID(ForEachBlock([&](uint64_t block) -> Result<void> {
     if (!Report((copied += kRamBlockBytes) - kRamBlockBytes))
       return Error(Code::kCancelled, "cancelled");
-    return options_.compress ? SaveCompressed(block) : SaveBacked(block);
+    return options_.compress ? SaveCompressed(block) : SaveBacked(block, false);
   }));
   uint64_t before = memory_.ram_pages();
   for (int pass = 1; pass < kLivePasses; ++pass) {
@@ -99,21 +103,26 @@ Result<void> RamSaver::CopyLive() {
 Result<void> RamSaver::TakeDirty(bool last) {
   TRY_VOID(tracker_.TakeDirtyPages(&rest_, last));
   memory_.TakeDirtyPages(&rest_);
+  backed_.AddAll(rest_);
   return {};
 }
 
-/// What the host has pages for; the rest of the block was never touched, and a look at it would
-/// give it pages.
-Result<void> RamSaver::SaveBacked(uint64_t block) {
-  const uint64_t end = (block + 1) * kRamBlockBytes;
-  for (uint64_t at = block * kRamBlockBytes; at < end;) {
-    const auto backed = memory_.NextBackedInFile(at, end - at);
+/// Once: the search for the end of a range does not stop at the end of a block. What the guest
+/// touches first from here on is a changed page.
+void RamSaver::FindBacked() {
+  for (uint64_t at = 0; at < memory_.ram_bytes();) {
+    const auto backed = memory_.NextBackedInFile(at, memory_.ram_bytes() - at);
     if (!backed) break;
-    // SAFETY: a range of the memory; the guest may change it meanwhile, then it is written again.
-    if (target_.HasPlace(block) || !IsZero(memory_.base() + backed->offset, backed->size))
-      TRY_VOID(Write(block, backed->offset / kPageSize, backed->size / kPageSize));
+    backed_.AddRange(backed->offset / kPageSize, backed->size / kPageSize);
     at = backed->offset + backed->size;
   }
+}
+
+Result<void> RamSaver::SaveBacked(uint64_t block, bool somebody_waits) {
+  const uint64_t end = (block + 1) * kRamBlockPages;
+  auto run = backed_.NextRun(block * kRamBlockPages, end);
+  for (; !run.empty(); run = backed_.NextRun(run.end, end))
+    TRY_VOID(WriteUnlessZero(block, run, somebody_waits));
   return {};
 }
 
@@ -121,15 +130,12 @@ Result<void> RamSaver::SaveBacked(uint64_t block) {
 bool RamSaver::ReadBlock(uint64_t block, std::vector<uint8_t>* content) {
   content->assign(kRamBlockBytes, 0);
   bool any = false;
-  const uint64_t start = block * kRamBlockBytes, end = start + kRamBlockBytes;
-  for (uint64_t at = start; at < end;) {
-    const auto backed = memory_.NextBackedInFile(at, end - at);
-    if (!backed) break;
+  const uint64_t first = block * kRamBlockPages, end = first + kRamBlockPages;
+  for (auto run = backed_.NextRun(first, end); !run.empty(); run = backed_.NextRun(run.end, end)) {
     // SAFETY: a range of the memory and the same one of the block.
-    std::memcpy(content->data() + (backed->offset - start), memory_.base() + backed->offset,
-                backed->size);
+    std::memcpy(content->data() + (run.first - first) * kPageSize,
+                memory_.base() + run.first * kPageSize, run.pages() * kPageSize);
     any = true;
-    at = backed->offset + backed->size;
   }
   return any && !IsZero(content->data(), content->size());
 }
@@ -142,7 +148,7 @@ Result<void> RamSaver::SaveCompressed(uint64_t block) {
     if (target_.HasPlace(block)) TRY_VOID(target_.Place(block));  // a new one: zeroes
     return {};
   }
-  if (!compressor.Compress(content, &compressed)) return SaveBacked(block);
+  if (!compressor.Compress(content, &compressed)) return SaveBacked(block, false);
   bytes_written_ += compressed.size();
   return target_.PutCompressed(block, compressed);
 }
@@ -152,35 +158,33 @@ Result<void> RamSaver::SavePages(uint64_t block, bool somebody_waits) {
   const uint64_t first = block * kRamBlockPages;
   if (!rest_.AnyIn(first, kRamBlockPages)) return {};
   if (target_.IsCompressed(block)) {
-    for (uint64_t page = first; page < first + kRamBlockPages; ++page) rest_.Remove(page);
+    rest_.RemoveRange(first, kRamBlockPages);
     if (!somebody_waits) return SaveCompressed(block);
     TRY_VOID(target_.Place(block));
-    return SaveBacked(block);
+    return SaveBacked(block, true);
   }
-  for (uint64_t page = first; page < first + kRamBlockPages;) {
-    if (!rest_.Contains(page)) {
-      ++page;
-      continue;
-    }
-    uint64_t end = page;
-    for (; end < first + kRamBlockPages && rest_.Contains(end); ++end) rest_.Remove(end);
-    // SAFETY: a range of the memory, as in SaveBacked, or one that nobody writes now.
-    if (target_.HasPlace(block) ||
-        !IsZero(memory_.base() + page * kPageSize, (end - page) * kPageSize))
-      TRY_VOID(Write(block, page, end - page));
-    page = end;
+  const uint64_t end = first + kRamBlockPages;
+  for (auto run = rest_.NextRun(first, end); !run.empty(); run = rest_.NextRun(run.end, end)) {
+    rest_.RemoveRange(run.first, run.pages());
+    TRY_VOID(WriteUnlessZero(block, run, somebody_waits));
   }
   return {};
 }
 
-Result<void> RamSaver::Write(uint64_t block, uint64_t first_page, uint64_t pages) {
-  const uint64_t place = TRY(target_.Place(block));
-  const uint64_t from = first_page * kPageSize;
-  // SAFETY: a range of the memory; the kernel copies it.
-  TRY_VOID_CTX(PWriteAll(target_.fd(), {memory_.base() + from, pages * kPageSize},
-                         place + (from - block * kRamBlockBytes)),
-               "writing guest memory");
-  bytes_written_ += pages * kPageSize;
+/// Nothing is what a block without a place has.
+Result<void> RamSaver::WriteUnlessZero(uint64_t block, const PageSet::Run& pages,
+                                       bool somebody_waits) {
+  // SAFETY: a range of the memory. The guest may change it meanwhile: then it is written again.
+  const std::span<const uint8_t> bytes(memory_.base() + pages.first * kPageSize,
+                                       pages.pages() * kPageSize);
+  if (!target_.HasPlace(block) && IsZero(bytes.data(), bytes.size())) return {};
+  const uint64_t place =
+      TRY(target_.Place(block)) + (pages.first - block * kRamBlockPages) * kPageSize;
+  const bool direct = bytes.size() >= kDirectBytes && !somebody_waits && target_.direct_fd() >= 0;
+  // Where that fails, the other way is tried, and says why.
+  if (!direct || !PWriteAll(target_.direct_fd(), bytes, place).ok())
+    TRY_VOID_CTX(PWriteAll(target_.fd(), bytes, place), "writing guest memory");
+  bytes_written_ += bytes.size();
   return {};
 }
 

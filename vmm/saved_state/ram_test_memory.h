@@ -25,6 +25,7 @@ class PlainTarget final : public RamTarget {
   explicit PlainTarget(uint64_t blocks)
       : file_(::memfd_create("ram-target", MFD_CLOEXEC)), places_(blocks) {}
   int fd() const override { return file_.get(); }
+  int direct_fd() const override { return direct.get(); }
   bool HasPlace(uint64_t block) const override { return places_[block].has_value(); }
   Result<uint64_t> Place(uint64_t block) override {
     const std::lock_guard lock(mutex_);
@@ -65,6 +66,7 @@ class PlainTarget final : public RamTarget {
   }
 
   std::atomic<bool> fails{false};
+  Fd direct;
 
  private:
   Fd file_;

@@ -87,10 +87,14 @@ Result<std::unique_ptr<SavedStateWriter>> SavedStateWriter::Create(const SavedSt
   std::unique_ptr<SavedStateWriter> self(new SavedStateWriter(paths, memory));
   self->state_file_ = TRY(CreateNew(paths.state));
   self->writer_ = std::make_unique<HvsWriter>(self->state_file_.get());
-  if (paths.memory.empty()) return self;
-  self->memory_file_ = TRY(CreateNew(paths.memory));
-  if (::ftruncate(self->memory_file_.get(), static_cast<off_t>(memory.ram_bytes())) < 0)
-    return Error::FromErrno(errno, fmt::format("reserving '{}'", paths.memory));
+  if (!paths.memory.empty()) {
+    self->memory_file_ = TRY(CreateNew(paths.memory));
+    if (::ftruncate(self->memory_file_.get(), static_cast<off_t>(memory.ram_bytes())) < 0)
+      return Error::FromErrno(errno, fmt::format("reserving '{}'", paths.memory));
+  }
+  // Some file systems have no such thing.
+  if (auto direct = OpenFile(NameOfFd(self->fd()), O_WRONLY | O_DIRECT); direct.ok())
+    self->direct_file_ = std::move(direct).value();
   return self;
 }
 

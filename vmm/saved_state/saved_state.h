@@ -41,6 +41,7 @@ class SavedStateWriter final : public RamTarget {
 
   // RamTarget
   int fd() const override { return memory_file_.valid() ? memory_file_.get() : state_file_.get(); }
+  int direct_fd() const override { return direct_file_.get(); }
   bool HasPlace(uint64_t block) const override { return places_[block].size != 0; }
   Result<uint64_t> Place(uint64_t block) override;
   Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) override;
@@ -59,6 +60,7 @@ class SavedStateWriter final : public RamTarget {
   const SavedStatePaths paths_;
   const GuestMemory& memory_;
   Fd state_file_, memory_file_;
+  Fd direct_file_;  ///< the one of both that fd() is
   std::unique_ptr<HvsWriter> writer_;
   std::vector<FileObject> places_;  ///< of each block; size 0: none; less than a block: compressed
   bool published_ = false;
