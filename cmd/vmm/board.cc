@@ -47,6 +47,8 @@ Result<void> Board::BuildMachine(const std::string&, bool unsupported_without_sl
   vmm::GuestMemory::Options memory_options;
   memory_options.huge_pages = config_.huge_pages();
   memory_ = TRY(vmm::GuestMemory::Create(layout_.ram, memory_options));
+  // The kernel waits for others of its own while it makes a VM.
+  if (config_.saved()) StartReadingSavedState();
   kvm::KvmVm::Options vm_options;
   vm_options.vcpu_count = description_.vcpu_count;
   vm_options.unsupported_without_slat = unsupported_without_slat;

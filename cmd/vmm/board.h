@@ -4,9 +4,11 @@
 #pragma once
 
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +33,7 @@
 #include "vmm/machine/description.h"
 #include "vmm/machine/machine.h"
 #include "vmm/saved_state/ram_loader.h"
+#include "vmm/saved_state/saved_state.h"
 #include "worker/worker.pb.h"
 
 namespace kvmbus::cmd {
@@ -101,8 +104,11 @@ class Board final : public CaptureSource {
   /// Whether the disks can have the children that are asked for, and none is left out that is
   /// written. kFailedPrecondition, kUnimplemented.
   vmm::Result<void> CheckChildren(const worker::CaptureRequest& request);
-  vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun,
-                                  const std::string& path) override;
+  vmm::Result<void> PrepareChild(uint32_t controller, uint32_t lun,
+                                 const std::string& path) override;
+  vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun) override;
+  /// After a capture: those that nothing came of.
+  void DropPreparedChildren();
   vmm::Result<void> FlushDisks() override;
 
   /// After the machine is off: flushes and closes the disks.
@@ -118,10 +124,12 @@ class Board final : public CaptureSource {
     std::shared_ptr<ReservationsFile> reservations = nullptr;  ///< null: it is read alone
     std::vector<std::string> files = {};           ///< of the chain, when the change began
     std::unique_ptr<DiskChange> change = nullptr;  ///< under way; it goes before `io`
+    std::optional<virtdev::LiveChild> next = {};   ///< of a checkpoint that is being taken
   };
 
   Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);
   vmm::Result<void> BuildMachine(const std::string& run_dir, bool unsupported_without_slat);
+  void StartReadingSavedState();
   vmm::Result<void> BuildChipset(const std::string& run_dir);
   vmm::Result<void> BuildVmbus();
   vmm::Result<void> BuildOffer(const vmm::VmbusOffer& offer);
@@ -151,7 +159,8 @@ class Board final : public CaptureSource {
 
   std::vector<std::unique_ptr<vmm::LoopThread>> io_threads_;
   std::unique_ptr<vmm::GuestMemory> memory_;
-  std::unique_ptr<vmm::RamLoader> loader_;  ///< of a restored machine
+  std::future<vmm::Result<vmm::SavedState>> saved_;  ///< of one that is to be restored
+  std::unique_ptr<vmm::RamLoader> loader_;           ///< of a restored machine
   std::unique_ptr<ConsoleServer> console_;
   vmm::Fd console_file_;
   std::unique_ptr<virtdev::Uart16550> com1_;

@@ -5,7 +5,6 @@
 #include "cmd/vmm/board.h"
 #include "virtdev/disk/live_disk.h"
 #include "vmm/config/vm_files.h"
-#include "vmm/saved_state/saved_state.h"
 
 namespace kvmbus::cmd {
 
@@ -13,11 +12,17 @@ using vmm::Code;
 using vmm::Error;
 using vmm::Result;
 
-Result<void> Board::Restore(std::function<void(const Error&)> failed) {
+void Board::StartReadingSavedState() {
   const std::vector<std::string> files = vmm::SavedStateFilesOf(config_);
-  const std::string& state = files.front();
-  vmm::SavedState saved =
-      TRY(vmm::SavedState::Open({state, files.size() == 1 ? "" : files.back()}, *memory_));
+  vmm::SavedStatePaths paths{files.front(), files.size() == 1 ? "" : files.back()};
+  saved_ = std::async(std::launch::async, [paths = std::move(paths), &memory = *memory_] {
+    return vmm::SavedState::Open(paths, memory);
+  });
+}
+
+Result<void> Board::Restore(std::function<void(const Error&)> failed) {
+  const std::string state = vmm::SavedStateFilesOf(config_).front();
+  vmm::SavedState saved = TRY(saved_.get());
   auto was = TRY_CTX(vmm::FromFdt(saved.machine.fdt), "saved state '{}'", state);
   if (!vmm::CanGoOnAs(std::move(was), TRY(vmm::FromFdt(fdt_))))
     return vmm::MakeError(Code::kFailedPrecondition,
@@ -62,12 +67,26 @@ Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
   return {};
 }
 
-Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun, const std::string& path) {
+Result<void> Board::PrepareChild(uint32_t controller, uint32_t lun, const std::string& path) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  auto switched = virtdev::CreateLiveChild(*disk->io->live(), path, Carry(disk->reservations));
+  disk->next.reset();
+  disk->next = TRY_CTX(virtdev::PrepareLiveChild(*disk->io->live(), path), "disk '{}'", disk->path);
+  return {};
+}
+
+Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun) {
+  Disk* disk = TRY(FindForChange(controller, lun));
+  KVMBUS_ASSERT(disk->next.has_value());
+  auto switched = virtdev::SwitchToLiveChild(*disk->io->live(), std::move(*disk->next),
+                                             Carry(disk->reservations));
+  disk->next.reset();
   const std::string before = FollowTop(*disk);
   if (switched.ok()) return switched;
   return std::move(switched.error()).WithContext(fmt::format("disk '{}'", before));
+}
+
+void Board::DropPreparedChildren() {
+  for (auto& [slot, disk] : disks_) disk.next.reset();
 }
 
 Result<void> Board::FlushDisks() {

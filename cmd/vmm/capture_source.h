@@ -17,9 +17,11 @@ class CaptureSource {
   virtual const std::string& fdt() const = 0;
   /// Waits until all memory of a restored machine is there. Any thread.
   virtual void FinishLoading() = 0;
-  /// Of a stopped machine: the disk goes on in a new child.
-  virtual vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun,
-                                          const std::string& path) = 0;
+  /// Makes a child of the disk, as far as it can be made while the guest runs.
+  virtual vmm::Result<void> PrepareChild(uint32_t controller, uint32_t lun,
+                                         const std::string& path) = 0;
+  /// Of a stopped machine: the disk goes on in the child that was prepared.
+  virtual vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun) = 0;
   /// Of a stopped machine: what its disks were given is durable.
   virtual vmm::Result<void> FlushDisks() = 0;
 };

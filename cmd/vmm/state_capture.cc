@@ -44,6 +44,7 @@ Result<worker::CaptureReply> StateCapture::Run() {
   const vmm::Clock& clock = loop_.clock();
   const uint64_t start = clock.MonotonicNs();
   if (!request_.state_path().empty()) TRY_VOID(CopyLive());
+  TRY_VOID(OnLoop([this] { return PrepareChildren(); }));
   TRY_VOID(OnLoop([this] { return AtInstant(); }));
   if (writer_ != nullptr) {
     auto completed = Complete();
@@ -69,6 +70,13 @@ Result<void> StateCapture::CopyLive() {
                                              return !cancelled_.load();
                                            });
   return saver_->CopyLive();
+}
+
+/// Waits for their disks, which the guest then does not.
+Result<void> StateCapture::PrepareChildren() {
+  for (const worker::CreateChildRequest& child : request_.children())
+    TRY_VOID(source_.PrepareChild(child.controller(), child.lun(), child.path()));
+  return {};
 }
 
 Result<void> StateCapture::OnLoop(std::function<Result<void>()> task, bool always) {
@@ -126,7 +134,7 @@ Result<void> StateCapture::TakeInstant() {
     machine_.checkpoint = request_.children_size() != 0;
   }
   for (const worker::CreateChildRequest& child : request_.children())
-    TRY_VOID(source_.SwitchToChild(child.controller(), child.lun(), child.path()));
+    TRY_VOID(source_.SwitchToChild(child.controller(), child.lun()));
   // A saved machine goes on from what its disks have: it has to be there by then.
   if (request_.stop()) TRY_VOID(source_.FlushDisks());
   return {};

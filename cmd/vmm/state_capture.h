@@ -38,6 +38,7 @@ class StateCapture {
  private:
   vmm::Result<worker::CaptureReply> Run();
   vmm::Result<void> CopyLive();
+  vmm::Result<void> PrepareChildren();
   /// Has `task` done by the loop and waits for it. kCancelled: it is not done, as the capture was
   /// cancelled, or the object goes; with `always`, the latter alone.
   vmm::Result<void> OnLoop(std::function<vmm::Result<void>()> task, bool always = false);

@@ -38,7 +38,8 @@ class FakeSource final : public CaptureSource {
   vmm::Machine& machine() override { return *machine_; }
   const std::string& fdt() const override { return fdt_; }
   void FinishLoading() override {}
-  Result<void> SwitchToChild(uint32_t, uint32_t, const std::string&) override { return {}; }
+  Result<void> PrepareChild(uint32_t, uint32_t, const std::string&) override { return {}; }
+  Result<void> SwitchToChild(uint32_t, uint32_t) override { return {}; }
   Result<void> FlushDisks() override { return on_flush ? on_flush() : Result<void>(); }
 
   std::unique_ptr<vmm::GuestMemory> memory;

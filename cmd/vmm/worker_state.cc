@@ -54,6 +54,7 @@ void Worker::OnCapture(const worker::CaptureRequest& request, ControlServer::Rep
   capture_ = std::make_unique<StateCapture>(
       *loop_, *board_, request, [this, request, reply](const Result<worker::CaptureReply>& result) {
         capture_.reset();
+        board_->DropPreparedChildren();
         for (const worker::CreateChildRequest& child : request.children())
           NotePath(child.controller(), child.lun(),
                    board_->PathOf(child.controller(), child.lun()));

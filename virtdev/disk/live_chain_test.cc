@@ -86,6 +86,24 @@ TEST_F(LiveChainTest, ANewChildTakesWhatIsWritten) {
   Close("c");
 }
 
+TEST_F(LiveChainTest, APreparedChildIsOfTheTopThatThereIsAtTheSwitch) {
+  MakeChain({"a"});
+  Open("a");
+  // The first write of the guest gives the parent another identity.
+  auto prepared = PrepareLiveChild(*disk_->live(), Path("b"));
+  ASSERT_TRUE(prepared.ok()) << prepared.error().ToString();
+  guest_->Start();
+  guest_->AwaitRequests(50);
+  EXPECT_FALSE(Exists("b"));
+  ASSERT_TRUE(SwitchToLiveChild(*disk_->live(), std::move(*prepared), {}).ok());
+  guest_->AwaitRequests(50);
+  EXPECT_TRUE(PrepareLiveChild(*disk_->live(), Path("c")).ok());
+  EXPECT_FALSE(Exists("c")) << "nothing came of it";
+  guest_->AwaitRequests(20);
+  EXPECT_EQ(chain().layers().size(), 2u);
+  Close("b");
+}
+
 TEST_F(LiveChainTest, AChildThatCannotBeChangesNothing) {
   MakeChain({"a"});
   Open("a");

@@ -3,6 +3,8 @@
 // the child is whole and durable, then it gets its name.
 #include <unistd.h>
 
+#include <optional>
+
 #include "virtdev/disk/live_disk.h"
 
 namespace kvmbus::virtdev {
@@ -43,7 +45,7 @@ Result<std::unique_ptr<Image>> PublishChild(NewFile file, const std::string& pat
 
 }  // namespace
 
-Result<void> CreateLiveChild(LiveChain& live, const std::string& path, const TopMoves& top_moves) {
+Result<LiveChild> PrepareLiveChild(LiveChain& live, const std::string& path) {
   Chain& chain = live.chain();
   TRY_VOID(CheckTop(chain));
   CreateDiskOptions options;
@@ -51,18 +53,39 @@ Result<void> CreateLiveChild(LiveChain& live, const std::string& path, const Top
   options.block_bytes = static_cast<uint32_t>(chain.top().block_bytes());
   TRY_VOID(CheckFindsLayers(path, chain, 0));
   TRY_VOID(chain.top().Flush());  // most of what the flush in the hold would have to do
+  vmm::Guid parent;
+  std::optional<NewFile> file;
+  // A first write would give the parent another identity meanwhile.
+  const auto made = live.Hold([&]() -> Result<void> {
+    parent = chain.top().identity();
+    file = TRY(NewChildFile(path, options, chain.top()));
+    return {};
+  });
+  TRY_VOID(made);
+  TRY_VOID(file->file().Flush());
+  return LiveChild{path, std::move(options), parent, std::move(*file)};
+}
+
+Result<void> SwitchToLiveChild(LiveChain& live, LiveChild child, const TopMoves& top_moves) {
+  Chain& chain = live.chain();
   return live.Hold([&]() -> Result<void> {
     Image& parent = chain.top();
     TRY_VOID(parent.Close());
-    NewFile file = TRY(NewChildFile(path, options, parent));
-    if (top_moves) TRY_VOID(top_moves(path));
-    auto child = TRY(PublishChild(std::move(file), path));
-    ApplyCaching(*child, CachingOf(parent), path);
+    // The first write since it was opened has given it another one.
+    if (parent.identity() != child.parent)
+      child.file = TRY(NewChildFile(child.path, child.options, parent));
+    if (top_moves) TRY_VOID(top_moves(child.path));
+    auto top = TRY(PublishChild(std::move(child.file), child.path));
+    ApplyCaching(*top, CachingOf(parent), child.path);
     // An exclusive lock would keep readers away, no more.
     (void)ShareLock(parent.file(), parent.file());
-    chain.PushTop(std::move(child), path);
+    chain.PushTop(std::move(top), child.path);
     return {};
   });
+}
+
+Result<void> CreateLiveChild(LiveChain& live, const std::string& path, const TopMoves& top_moves) {
+  return SwitchToLiveChild(live, TRY(PrepareLiveChild(live, path)), top_moves);
 }
 
 }  // namespace kvmbus::virtdev

@@ -11,6 +11,7 @@
 
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/live_chain.h"
+#include "virtdev/disk/new_file.h"
 
 namespace kvmbus::virtdev {
 
@@ -25,10 +26,23 @@ vmm::Result<void> CheckFindsLayers(const std::string& top, const Chain& chain, s
 /// disk under its name goes with it now, in a way that leaves the old name what it has.
 using TopMoves = std::function<vmm::Result<void>(const std::string& path)>;
 
-/// Makes an image at `path` whose parent is the top, and which is written from now on; the former
-/// top is not any more. A crash leaves no file at `path`, and the disk is what it was, or a whole
-/// one, and that is the disk. kAlreadyExists: there is such a file; kUnimplemented: the top is not
-/// a VHDX image.
+/// A child of the top that is on the disk, but for its name; gone with the object.
+struct LiveChild {
+  std::string path;
+  CreateDiskOptions options;
+  vmm::Guid parent;  ///< the identity of the top that it was made for
+  NewFile file;
+};
+
+/// Makes an image for `path` whose parent is the top, while requests run on. kAlreadyExists: there
+/// is such a file; kUnimplemented: the top is not a VHDX image.
+vmm::Result<LiveChild> PrepareLiveChild(LiveChain& live, const std::string& path);
+
+/// The child is written from now on; the former top is not any more. A crash leaves no file at its
+/// path, and the disk is what it was, or a whole one, and that is the disk.
+vmm::Result<void> SwitchToLiveChild(LiveChain& live, LiveChild child, const TopMoves& top_moves);
+
+/// Both.
 vmm::Result<void> CreateLiveChild(LiveChain& live, const std::string& path,
                                   const TopMoves& top_moves);
 
