@@ -2,7 +2,6 @@
 #include "cmd/vmctl/client.h"
 
 #include <fmt/format.h>
-#include <grpc/grpc.h>
 
 #include <cstdio>
 
@@ -11,17 +10,25 @@
 
 namespace kvmbus::cmd {
 
+namespace {
+
+/// Is not taken down with the client: gRPC would wait some milliseconds for its threads, and the
+/// process is about to end.
+const std::shared_ptr<grpc::Channel>& Connect(const std::string& socket) {
+  return *new auto(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials()));
+}
+
+}  // namespace
+
 Client::Client(const std::string& socket)
     : socket_(socket),
-      channel_(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials())),
+      channel_(Connect(socket)),
       machines_(api::VirtualMachines::NewStub(channel_)),
       disks_(api::Disks::NewStub(channel_)),
       host_(api::Host::NewStub(channel_)),
       checkpoints_(api::Checkpoints::NewStub(channel_)),
       transfers_(api::Transfers::NewStub(channel_)),
-      jobs_(api::Jobs::NewStub(channel_)) {
-  ::grpc_init();  // is not taken down with the client: the process is about to end
-}
+      jobs_(api::Jobs::NewStub(channel_)) {}
 
 int Client::Check(const grpc::Status& status) const {
   if (status.ok()) return kExitDone;

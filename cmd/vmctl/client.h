@@ -30,7 +30,7 @@ class Client {
 
  private:
   const std::string socket_;
-  std::shared_ptr<grpc::Channel> channel_;
+  const std::shared_ptr<grpc::Channel>& channel_;
   std::unique_ptr<api::VirtualMachines::Stub> machines_;
   std::unique_ptr<api::Disks::Stub> disks_;
   std::unique_ptr<api::Host::Stub> host_;

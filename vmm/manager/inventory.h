@@ -146,6 +146,7 @@ class Inventory {
   void CommitSaved(Record& record);
   void TidySavedState(const config::Vm& vm, bool ours_alone);
   void ResumeRestored(Record& record);
+  void TidyRestoredSoon(const std::string& id);
   // inventory_shared.cc: disks that several virtual machines have.
   void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);
   void HoldForGood(const std::string& id);

@@ -16,6 +16,9 @@ namespace {
 /// Memory is written at the speed of a disk.
 constexpr uint64_t kSaveTimeoutNs = 24ull * 3600 * 1'000'000'000;
 constexpr uint64_t kResumeTimeoutNs = 60'000'000'000;
+/// A file of a guest's memory is rewritten without it; whoever asked for the start has his answer
+/// by then.
+constexpr uint64_t kTidyDelayNs = 50'000'000;
 
 }  // namespace
 
@@ -115,9 +118,19 @@ void Inventory::ResumeRestored(Record& record) {
          Record* restored = *alive ? Find(id) : nullptr;
          if (restored == nullptr) return;
          if (!reply.ok()) return FinishStart(*restored, reply.error());  // its end tidies
-         // The worker has the files open, and nobody else needs them. Nobody waited for this.
-         if (!restored->config.saved()) TidySavedState(restored->config, false);
+         TidyRestoredSoon(restored->config.id());
        });
+}
+
+/// The worker has the files open, and nobody else needs them. Not while others are made; if it
+/// ends before, its end tidies.
+void Inventory::TidyRestoredSoon(const std::string& id) {
+  loop_.AddTimer(kTidyDelayNs, [this, alive = alive_, id] {
+    const Record* restored = *alive ? Find(id) : nullptr;
+    if (restored == nullptr || !restored->active() || restored->config.saved()) return;
+    if (!restored->busy.empty()) return TidyRestoredSoon(id);
+    TidySavedState(restored->config, false);
+  });
 }
 
 Result<void> Inventory::DiscardSaved(const std::string& id) {
