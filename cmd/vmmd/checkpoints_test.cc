@@ -56,6 +56,49 @@ TEST_F(CheckpointsTest, WhatWasIsKeptAndComesBack) {
   EXPECT_EQ(host_->Images().size(), 2u) << "the abandoned leaf is gone";
 }
 
+TEST_F(CheckpointsTest, AnApplyThatKeepsWhatIsNowEndsWhenBothAreDone) {
+  host_->MakeVm("memory 1");
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->SaveWith("memory 2");
+  const std::string one = Named("one").checkpoint().id();
+  const auto apply = [&](const std::string& request) {
+    return host_->checkpoints->Apply(host_->Id(), one, true, request, nullptr);
+  };
+  const auto job = apply("request");
+  ASSERT_TRUE(job.ok()) << job.error().ToString();
+  EXPECT_EQ(job->kind(), config::APPLY_CHECKPOINT);
+  EXPECT_EQ(apply("request")->id(), job->id());
+  for (int i = 0; i < 1000 && host_->jobs->Get(job->id())->state() == config::JOB_RUNNING; ++i)
+    host_->loop->RunOnce(10);
+  EXPECT_TRUE(host_->inventory->Reserve(host_->Id(), "the next one's").ok()) << "it is free again";
+  host_->inventory->Release(host_->Id());
+  EXPECT_EQ(host_->All().size(), 2u);
+  EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 1");
+
+  // What is now cannot be kept: nothing is applied either.
+  config::Vm vm = host_->Vm();
+  vm.set_checkpoint_policy(config::DISABLED);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  host_->SaveWith("memory 3");
+  EXPECT_THAT(apply("other").error().ToString(), HasSubstr("disabled"));
+  EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 3");
+}
+
+/// vmmd ends while the checkpoint before the apply is made.
+TEST_F(CheckpointsTest, AnApplyThatHadNotBegunIsGivenUpByTheNextService) {
+  host_->MakeVm("memory 1");
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->SaveWith("memory 2");
+  const std::string one = Named("one").checkpoint().id();
+  const auto job = host_->checkpoints->Apply(host_->Id(), one, true, "", nullptr);
+  ASSERT_TRUE(job.ok());
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_EQ(host_->jobs->Get(job->id())->error_code(), static_cast<uint32_t>(Code::kAborted));
+  EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 2");
+  EXPECT_TRUE(host_->Apply("one").ok());
+}
+
 TEST_F(CheckpointsTest, OneWithoutMemoryLeavesTheMachineOff) {
   host_->MakeVm("");
   ASSERT_TRUE(host_->Create("one").ok());

@@ -8,6 +8,8 @@
 namespace kvmbus::vmm {
 namespace {
 
+constexpr char kApplying[] = "a checkpoint is being applied";
+
 /// What belongs to the VM and not to a moment of it stays.
 config::Vm AsItWas(const config::Vm& now, const config::Vm& checkpoint) {
   config::Vm vm = checkpoint;
@@ -31,27 +33,48 @@ Result<config::Job> Checkpoints::Apply(const std::string& vm, const std::string&
                                        Ended ended) {
   if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
   const std::string id = TRY(FindCheckpoint(inventory_.Checkpoints(vm), checkpoint));
-  if (checkpoint_first) {
-    CreateOptions first;
-    first.vm = vm;
-    return Create(first, [this, alive = alive_, vm, id, request_id,
-                          ended = std::move(ended)](const Result<void>& made) {
-      if (!*alive) return;
-      if (!made.ok()) {
-        if (ended) ended(made);
-        return;
-      }
-      const auto applied = Apply(vm, id, false, request_id, ended);
-      if (!applied.ok() && ended) ended(applied.error());
-    });
-  }
-  config::Job job =
-      TRY(Begin(config::APPLY_CHECKPOINT, vm, request_id, "a checkpoint is being applied"));
+  if (checkpoint_first) return ApplyAfterCreate(vm, id, request_id, std::move(ended));
+  config::Job job = TRY(Begin(config::APPLY_CHECKPOINT, vm, request_id, kApplying));
   job.set_checkpoint(id);
-  merger_.Suspend(vm, [this, alive = alive_, job, ended = std::move(ended)] {
+  AwaitMerger(job, ended);
+  return job;
+}
+
+/// One job of both: who waits for it waits for the last of them.
+Result<config::Job> Checkpoints::ApplyAfterCreate(const std::string& vm,
+                                                  const std::string& checkpoint,
+                                                  const std::string& request_id, Ended ended) {
+  config::Job job;
+  job.set_kind(config::APPLY_CHECKPOINT);
+  job.set_vm(vm);
+  job.set_request_id(request_id);
+  job.set_checkpoint(checkpoint);
+  job = TRY(jobs_.Begin(std::move(job)));
+  CreateOptions first;
+  first.vm = vm;
+  const auto created = Create(
+      first, [this, alive = alive_, job, ended = std::move(ended)](const Result<void>& made) {
+        if (!*alive) return;
+        jobs_.SetCancel(job.id(), nullptr);
+        const auto reserved = made.ok() ? inventory_.Reserve(job.vm(), kApplying) : made;
+        if (reserved.ok()) return AwaitMerger(job, ended);
+        jobs_.End(job.id(), reserved);
+        if (ended) ended(reserved);
+      });
+  if (!created.ok()) {
+    jobs_.End(job.id(), created.error());
+    return created.error();
+  }
+  const auto now = jobs_.Get(created->id());
+  if (now.ok() && now->state() == config::JOB_RUNNING)
+    jobs_.SetCancel(job.id(), [this, first_id = created->id()] { (void)jobs_.Cancel(first_id); });
+  return job;
+}
+
+void Checkpoints::AwaitMerger(const config::Job& job, const Ended& ended) {
+  merger_.Suspend(job.vm(), [this, alive = alive_, job, ended] {
     if (*alive) StartApply(job, ended);
   });
-  return job;
 }
 
 void Checkpoints::StartApply(const config::Job& job, const Ended& ended) {

@@ -107,6 +107,12 @@ void Checkpoints::Recover() {
       jobs_.End(job.id(), Error(Code::kNotFound, "its virtual machine is not there any more"));
       continue;
     }
+    const Error lost(Code::kAborted, "vmmd ended while it was prepared; nothing was changed");
+    // It may have waited for a checkpoint, whose job has the machine.
+    if (job.kind() == config::APPLY_CHECKPOINT && !job.has_change()) {
+      jobs_.End(job.id(), lost);
+      continue;
+    }
     (void)inventory_.Reserve(job.vm(), "a job of an earlier vmmd is ended");
     merger_.Suspend(job.vm(), [] {});  // until its end
     spdlog::info("job {} ({}) is {}", job.id(), config::JobKind_Name(job.kind()),
@@ -116,8 +122,7 @@ void Checkpoints::Recover() {
     else if (job.kind() == config::CREATE_CHECKPOINT && job.has_change())
       AwaitCapture(job);
     else
-      Undo(job, Error(Code::kAborted, "vmmd ended while it was prepared; nothing was changed"),
-           nullptr);
+      Undo(job, lost, nullptr);
   }
   for (const VmView& view : inventory_.List()) merger_.Resume(view.config.id());
 }

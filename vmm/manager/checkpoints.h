@@ -84,6 +84,9 @@ class Checkpoints {
   void SettleChildren(config::Job* job);
 
   // checkpoint_apply.cc
+  Result<config::Job> ApplyAfterCreate(const std::string& vm, const std::string& checkpoint,
+                                       const std::string& request_id, Ended ended);
+  void AwaitMerger(const config::Job& job, const Ended& ended);
   void StartApply(const config::Job& job, const Ended& ended);
   void PlanApply(config::Job job, const Ended& ended);
 
