@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -122,9 +121,9 @@ class Board final : public CaptureSource {
     std::string path;
     bool is_dvd = false;
     std::shared_ptr<ReservationsFile> reservations = nullptr;  ///< null: it is read alone
-    std::vector<std::string> files = {};           ///< of the chain, when the change began
-    std::unique_ptr<DiskChange> change = nullptr;  ///< under way; it goes before `io`
-    std::optional<virtdev::LiveChild> next = {};   ///< of a checkpoint that is being taken
+    std::vector<std::string> files = {};                 ///< of the chain, when the change began
+    std::unique_ptr<DiskChange> change = nullptr;        ///< under way; it goes before `io`
+    std::unique_ptr<virtdev::LiveChild> next = nullptr;  ///< of a checkpoint that is being taken
   };
 
   Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);

@@ -69,17 +69,16 @@ Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
 
 Result<void> Board::PrepareChild(uint32_t controller, uint32_t lun, const std::string& path) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  disk->next.reset();
-  disk->next = TRY_CTX(virtdev::PrepareLiveChild(*disk->io->live(), path), "disk '{}'", disk->path);
+  disk->next = std::make_unique<virtdev::LiveChild>(
+      TRY_CTX(virtdev::PrepareLiveChild(*disk->io->live(), path), "disk '{}'", disk->path));
   return {};
 }
 
 Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  KVMBUS_ASSERT(disk->next.has_value());
+  KVMBUS_ASSERT(disk->next != nullptr);
   auto switched = virtdev::SwitchToLiveChild(*disk->io->live(), std::move(*disk->next),
                                              Carry(disk->reservations));
-  disk->next.reset();
   const std::string before = FollowTop(*disk);
   if (switched.ok()) return switched;
   return std::move(switched.error()).WithContext(fmt::format("disk '{}'", before));

@@ -3,8 +3,6 @@
 // the child is whole and durable, then it gets its name.
 #include <unistd.h>
 
-#include <optional>
-
 #include "virtdev/disk/live_disk.h"
 
 namespace kvmbus::virtdev {
@@ -48,22 +46,21 @@ Result<std::unique_ptr<Image>> PublishChild(NewFile file, const std::string& pat
 Result<LiveChild> PrepareLiveChild(LiveChain& live, const std::string& path) {
   Chain& chain = live.chain();
   TRY_VOID(CheckTop(chain));
-  CreateDiskOptions options;
-  options.parent = chain.paths().front();
-  options.block_bytes = static_cast<uint32_t>(chain.top().block_bytes());
+  LiveChild child;
+  child.path = path;
+  child.options.parent = chain.paths().front();
+  child.options.block_bytes = static_cast<uint32_t>(chain.top().block_bytes());
   TRY_VOID(CheckFindsLayers(path, chain, 0));
   TRY_VOID(chain.top().Flush());  // most of what the flush in the hold would have to do
-  vmm::Guid parent;
-  std::optional<NewFile> file;
   // A first write would give the parent another identity meanwhile.
   const auto made = live.Hold([&]() -> Result<void> {
-    parent = chain.top().identity();
-    file = TRY(NewChildFile(path, options, chain.top()));
+    child.parent = chain.top().identity();
+    child.file.emplace(TRY(NewChildFile(path, child.options, chain.top())));
     return {};
   });
   TRY_VOID(made);
-  TRY_VOID(file->file().Flush());
-  return LiveChild{path, std::move(options), parent, std::move(*file)};
+  TRY_VOID(child.file->file().Flush());
+  return child;
 }
 
 Result<void> SwitchToLiveChild(LiveChain& live, LiveChild child, const TopMoves& top_moves) {
@@ -71,11 +68,14 @@ Result<void> SwitchToLiveChild(LiveChain& live, LiveChild child, const TopMoves&
   return live.Hold([&]() -> Result<void> {
     Image& parent = chain.top();
     TRY_VOID(parent.Close());
-    // The first write since it was opened has given it another one.
-    if (parent.identity() != child.parent)
-      child.file = TRY(NewChildFile(child.path, child.options, parent));
+    // The first write since it was opened has given it another one. Both files may have one
+    // temporary name: the former goes first.
+    if (parent.identity() != child.parent) {
+      child.file.reset();
+      child.file.emplace(TRY(NewChildFile(child.path, child.options, parent)));
+    }
     if (top_moves) TRY_VOID(top_moves(child.path));
-    auto top = TRY(PublishChild(std::move(child.file), child.path));
+    auto top = TRY(PublishChild(std::move(*child.file), child.path));
     ApplyCaching(*top, CachingOf(parent), child.path);
     // An exclusive lock would keep readers away, no more.
     (void)ShareLock(parent.file(), parent.file());

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "virtdev/disk/disk_tools.h"
@@ -31,7 +32,7 @@ struct LiveChild {
   std::string path;
   CreateDiskOptions options;
   vmm::Guid parent;  ///< the identity of the top that it was made for
-  NewFile file;
+  std::optional<NewFile> file;
 };
 
 /// Makes an image for `path` whose parent is the top, while requests run on. kAlreadyExists: there

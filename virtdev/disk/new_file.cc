@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <utility>
 
 #include "vmm/os/file.h"
 
@@ -44,13 +43,6 @@ Result<NewFile> NewFile::Create(const std::string& path) {
     return std::move(file.error());
   }
   return NewFile(path, std::move(temporary), std::move(file).value());
-}
-
-NewFile& NewFile::operator=(NewFile&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(temporary_, other.temporary_);
-  std::swap(file_, other.file_);
-  return *this;
 }
 
 NewFile::~NewFile() {

@@ -17,7 +17,6 @@ class NewFile {
   /// kAlreadyExists if there is a file of that name.
   static vmm::Result<NewFile> Create(const std::string& path);
   NewFile(NewFile&& other) noexcept = default;
-  NewFile& operator=(NewFile&& other) noexcept;
   ~NewFile();
 
   BlockFile& file() { return *file_; }
