@@ -49,26 +49,16 @@ Result<config::Job> Checkpoints::ApplyAfterCreate(const std::string& vm,
   job.set_vm(vm);
   job.set_request_id(request_id);
   job.set_checkpoint(checkpoint);
-  job = TRY(jobs_.Begin(std::move(job)));
   CreateOptions first;
   first.vm = vm;
-  const auto created = Create(
-      first, [this, alive = alive_, job, ended = std::move(ended)](const Result<void>& made) {
-        if (!*alive) return;
-        jobs_.SetCancel(job.id(), nullptr);
-        const auto reserved = made.ok() ? inventory_.Reserve(job.vm(), kApplying) : made;
-        if (reserved.ok()) return AwaitMerger(job, ended);
-        jobs_.End(job.id(), reserved);
+  return BeginWithCreate(
+      std::move(job), first,
+      [this, ended = std::move(ended)](const config::Job& begun, const Result<void>& made) {
+        const auto reserved = made.ok() ? inventory_.Reserve(begun.vm(), kApplying) : made;
+        if (reserved.ok()) return AwaitMerger(begun, ended);
+        jobs_.End(begun.id(), reserved);
         if (ended) ended(reserved);
       });
-  if (!created.ok()) {
-    jobs_.End(job.id(), created.error());
-    return created.error();
-  }
-  const auto now = jobs_.Get(created->id());
-  if (now.ok() && now->state() == config::JOB_RUNNING)
-    jobs_.SetCancel(job.id(), [this, first_id = created->id()] { (void)jobs_.Cancel(first_id); });
-  return job;
 }
 
 void Checkpoints::AwaitMerger(const config::Job& job, const Ended& ended) {

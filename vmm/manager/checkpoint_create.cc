@@ -58,6 +58,28 @@ Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ende
   return job;
 }
 
+Result<config::Job> Checkpoints::BeginWithCreate(config::Job job, const CreateOptions& first,
+                                                 Created then) {
+  job = TRY(jobs_.Begin(std::move(job)));
+  const auto created =
+      Create(first, [this, alive = alive_, job, then = std::move(then)](const Result<void>& made) {
+        if (!*alive) return;
+        jobs_.SetCancel(job.id(), nullptr);
+        then(job, made);
+      });
+  if (!created.ok()) {
+    jobs_.End(job.id(), created.error());
+    return created.error();
+  }
+  const auto now = jobs_.Get(created->id());
+  if (now.ok() && now->state() != config::JOB_RUNNING) return job;  // `then` was called
+  jobs_.SetCancel(job.id(), [this, first_id = created->id()] {
+    const auto cancelled = jobs_.Cancel(first_id);
+    if (!cancelled.ok()) spdlog::info("{}", cancelled.error().ToString());
+  });
+  return job;
+}
+
 void Checkpoints::PlanCreate(config::Job job, const CreateOptions& options, const Ended& ended) {
   const auto view = inventory_.Get(job.vm());
   if (!view.ok()) return End(job, view.error(), ended);

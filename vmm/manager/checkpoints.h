@@ -47,6 +47,10 @@ class Checkpoints {
 
   /// `ended` may be null.
   Result<config::Job> Create(const CreateOptions& options, Ended ended);
+  /// A job of another kind whose first part is a checkpoint, and which is cancelled with that.
+  /// `then` is called when there is one, or none; if this returns an error, the job has ended.
+  using Created = std::function<void(const config::Job& job, const Result<void>& made)>;
+  Result<config::Job> BeginWithCreate(config::Job job, const CreateOptions& first, Created then);
   /// The VM is turned off if it runs. It is Saved afterwards, or Off if the checkpoint has no
   /// memory; what it had before is gone, unless `checkpoint_first`.
   Result<config::Job> Apply(const std::string& vm, const std::string& checkpoint,

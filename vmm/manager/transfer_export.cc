@@ -120,23 +120,13 @@ Result<config::Job> Transfers::ExportRunning(config::Job job, const ExportOption
   wanted.name = "Export of it";
   job.set_checkpoint(wanted.id);
   job.set_own_checkpoint(true);
-  job = TRY(jobs_.Begin(std::move(job)));
-  const auto created =
-      checkpoints_.Create(wanted, [this, alive = alive_, job, ended](const Result<void>& made) {
+  return checkpoints_.BeginWithCreate(
+      std::move(job), wanted,
+      [this, alive = alive_, ended](const config::Job& begun, const Result<void>& made) {
         if (!*alive) return;
-        jobs_.SetCancel(job.id(), nullptr);
-        if (!made.ok()) return End(job, made, ended);
-        ExportFromCheckpoint(job, false, ended);
+        if (!made.ok()) return End(begun, made, ended);
+        ExportFromCheckpoint(begun, false, ended);
       });
-  if (!created.ok()) {
-    jobs_.End(job.id(), created.error());
-    return created.error();
-  }
-  jobs_.SetCancel(job.id(), [this, checkpoint_job = created->id()] {
-    const auto cancelled = jobs_.Cancel(checkpoint_job);
-    if (!cancelled.ok()) spdlog::info("{}", cancelled.error().ToString());
-  });
-  return job;
 }
 
 /// `alone`: the checkpoint is what is wanted; else it stands for its machine.
