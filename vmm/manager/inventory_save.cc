@@ -118,7 +118,7 @@ void Inventory::ResumeRestored(Record& record) {
          Record* restored = *alive ? Find(id) : nullptr;
          if (restored == nullptr) return;
          if (!reply.ok()) return FinishStart(*restored, reply.error());  // its end tidies
-         TidyRestoredSoon(restored->config.id());
+         TidyRestoredSoon(id);
        });
 }
 
