@@ -32,7 +32,7 @@ class FakeVmbusRing {
     std::vector<uint8_t> payload;
   };
 
-  /// `mapping` is MapRing's.
+  /// `mapping` is MapRing's, of small pages.
   explicit FakeVmbusRing(vmm::PageMapping mapping)
       : mapping_(std::move(mapping)),
         size_(static_cast<uint32_t>((mapping_.size() - virtdev::vmbus::kRingControlBytes) / 2)) {}
@@ -40,13 +40,13 @@ class FakeVmbusRing {
   uint32_t size() const { return size_; }
   // SAFETY: the mapping has a control page, and every word of it that is named above is aligned.
   std::atomic_ref<uint32_t> word(Word which) const {
-    return std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(mapping_.data() + which));
+    return std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(all() + which));
   }
-  uint8_t* data() const { return mapping_.data() + virtdev::vmbus::kRingControlBytes; }
+  uint8_t* data() const { return all() + virtdev::vmbus::kRingControlBytes; }
 
   /// What Linux does before it opens a channel.
   void Initialize() {
-    std::memset(mapping_.data(), 0, virtdev::vmbus::kRingControlBytes);
+    std::memset(all(), 0, virtdev::vmbus::kRingControlBytes);
     word(kFeatureBits) = 1;
   }
   uint32_t used() const { return (word(kIn) + size_ - word(kOut)) % size_; }
@@ -98,6 +98,7 @@ class FakeVmbusRing {
   }
 
  private:
+  uint8_t* all() const { return mapping_.Piece(0, mapping_.size()).data(); }
   static void Copy(const std::vector<uint8_t>& from, uint8_t* to) {
     if (!from.empty()) std::memcpy(to, from.data(), from.size());
   }

@@ -18,6 +18,7 @@ import test_checkpoints  # noqa: F401
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
 import test_fio  # noqa: F401
+import test_huge_pages  # noqa: F401
 import test_killed  # noqa: F401
 import test_live_disks  # noqa: F401
 import test_machine  # noqa: F401

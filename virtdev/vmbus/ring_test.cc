@@ -21,8 +21,9 @@ using testing::ElementsAre;
 constexpr uint64_t kDataPages = 2;
 constexpr uint32_t kSize = kDataPages * 4096;
 
-/// One ring each way, the guest's ends and the host's. The pages are scattered.
-class RingTest : public testing::Test {
+/// One ring each way, the guest's ends and the host's. The pages are scattered; the host has them
+/// in a row (true), or finds them one by one, as with huge pages.
+class RingTest : public testing::TestWithParam<bool> {
  protected:
   RingTest() {
     const vmm::MemoryRange ranges[] = {{0, 1 << 20}};
@@ -31,13 +32,19 @@ class RingTest : public testing::Test {
     guest_in = std::make_unique<FakeVmbusRing>(Map(kToGuest));
     guest_out->Initialize();
     guest_in->Initialize();
-    reader = std::make_unique<RingReader>(Map(kToHost), *memory);
-    writer = std::make_unique<RingWriter>(Map(kToGuest));
+    reader = std::make_unique<RingReader>(HostRing(kToHost), *memory);
+    writer = std::make_unique<RingWriter>(HostRing(kToGuest));
   }
   vmm::PageMapping Map(std::span<const uint64_t> pfns) { return MapRing(*memory, pfns).value(); }
+  vmm::PageMapping HostRing(std::span<const uint64_t> pfns) {
+    if (GetParam()) return Map(pfns);
+    std::vector<uint64_t> pages(pfns.begin(), pfns.end());
+    pages.insert(pages.end(), pfns.begin() + 1, pfns.end());
+    return memory->FindPages(pages).value();
+  }
   void Renew() {
     guest_out->Initialize();
-    reader = std::make_unique<RingReader>(Map(kToHost), *memory);
+    reader = std::make_unique<RingReader>(HostRing(kToHost), *memory);
   }
 
   /// Puts a packet's raw bytes at the start of the ring to the host and reads.
@@ -69,7 +76,9 @@ class RingTest : public testing::Test {
   IncomingPacket packet;
 };
 
-TEST_F(RingTest, PacketsOfEverySizeArriveInOrderAcrossTheWrap) {
+INSTANTIATE_TEST_SUITE_P(MappedOrFound, RingTest, testing::Bool());
+
+TEST_P(RingTest, PacketsOfEverySizeArriveInOrderAcrossTheWrap) {
   std::mt19937 random(1);
   std::deque<FakeVmbusRing::Packet> expected;
   int read = 0;
@@ -100,7 +109,7 @@ TEST_F(RingTest, PacketsOfEverySizeArriveInOrderAcrossTheWrap) {
   EXPECT_GT(read, 15000);
 }
 
-TEST_F(RingTest, WhatTheHostWritesArrivesInOrderAcrossTheWrap) {
+TEST_P(RingTest, WhatTheHostWritesArrivesInOrderAcrossTheWrap) {
   std::mt19937 random(2);
   std::deque<std::vector<uint8_t>> expected;
   uint64_t id = 0, seen = 0;
@@ -127,7 +136,7 @@ TEST_F(RingTest, WhatTheHostWritesArrivesInOrderAcrossTheWrap) {
   EXPECT_GT(seen, 15000u);
 }
 
-TEST_F(RingTest, TheWholeRingButEightBytesCanBeFilled) {
+TEST_P(RingTest, TheWholeRingButEightBytesCanBeFilled) {
   EXPECT_FALSE(HostWrites(kSize - 24));
   EXPECT_TRUE(HostWrites(kSize - 8 - 24));
   EXPECT_FALSE(HostWrites(0));
@@ -137,7 +146,7 @@ TEST_F(RingTest, TheWholeRingButEightBytesCanBeFilled) {
   EXPECT_TRUE(HostWrites(kSize - 8 - 24));
 }
 
-TEST_F(RingTest, TheGuestIsInterruptedOnlyWhenTheRingWasEmptyAndItWantsIt) {
+TEST_P(RingTest, TheGuestIsInterruptedOnlyWhenTheRingWasEmptyAndItWantsIt) {
   EXPECT_FALSE(writer->Commit());  // nothing new
   HostWrites(8);
   HostWrites(8);
@@ -152,7 +161,7 @@ TEST_F(RingTest, TheGuestIsInterruptedOnlyWhenTheRingWasEmptyAndItWantsIt) {
   EXPECT_FALSE(writer->Commit());
 }
 
-TEST_F(RingTest, WhatIsNotCommittedIsNotSeen) {
+TEST_P(RingTest, WhatIsNotCommittedIsNotSeen) {
   HostWrites(8);
   bool signal = false;
   EXPECT_TRUE(guest_in->ReadAll(&signal).empty());
@@ -163,7 +172,7 @@ TEST_F(RingTest, WhatIsNotCommittedIsNotSeen) {
   EXPECT_EQ(guest_out->used(), 0u);
 }
 
-TEST_F(RingTest, TheGuestKeepsQuietWhileTheHostDrains) {
+TEST_P(RingTest, TheGuestKeepsQuietWhileTheHostDrains) {
   bool signal = false;
   GuestWrites(std::vector<uint8_t>(8), &signal);
   EXPECT_TRUE(signal);
@@ -182,7 +191,7 @@ TEST_F(RingTest, TheGuestKeepsQuietWhileTheHostDrains) {
   EXPECT_TRUE(signal);
 }
 
-TEST_F(RingTest, ABlockedGuestIsSignalledOnceWhenItsRoomAppears) {
+TEST_P(RingTest, ABlockedGuestIsSignalledOnceWhenItsRoomAppears) {
   bool signal = false;
   int packets = 0;
   while (GuestWrites(std::vector<uint8_t>(1000), &signal)) ++packets;  // blocked: 1024 wanted
@@ -202,7 +211,7 @@ TEST_F(RingTest, ABlockedGuestIsSignalledOnceWhenItsRoomAppears) {
   EXPECT_EQ(signals, 1);
 }
 
-TEST_F(RingTest, ABlockedHostAsksForItsRoomAndTheGuestSignals) {
+TEST_P(RingTest, ABlockedHostAsksForItsRoomAndTheGuestSignals) {
   while (HostWrites(1000)) continue;
   EXPECT_FALSE(writer->HasRoom(1000, 2));
   writer->Commit();
@@ -216,12 +225,12 @@ TEST_F(RingTest, ABlockedHostAsksForItsRoomAndTheGuestSignals) {
   EXPECT_EQ(guest_in->word(FakeVmbusRing::kPendingSendSize), 0u);
 }
 
-TEST_F(RingTest, AWishBeyondTheRingIsCutToTheRing) {
+TEST_P(RingTest, AWishBeyondTheRingIsCutToTheRing) {
   EXPECT_FALSE(writer->WaitForRoom(60000, 100000));
   EXPECT_EQ(guest_in->word(FakeVmbusRing::kPendingSendSize), kSize - 8);
 }
 
-TEST_F(RingTest, ImpossibleIndicesBreakTheReaderForGood) {
+TEST_P(RingTest, ImpossibleIndicesBreakTheReaderForGood) {
   for (const uint32_t in : {kSize, 0xffffffffu, 4u, 12u, 8u, 16u}) {
     Renew();
     guest_out->word(FakeVmbusRing::kIn) = in;
@@ -235,12 +244,12 @@ TEST_F(RingTest, ImpossibleIndicesBreakTheReaderForGood) {
   for (const uint32_t out : {kSize, 0xffffffffu, 4u}) {  // found at the open
     guest_out->Initialize();
     guest_out->word(FakeVmbusRing::kOut) = out;
-    reader = std::make_unique<RingReader>(Map(kToHost), *memory);
+    reader = std::make_unique<RingReader>(HostRing(kToHost), *memory);
     EXPECT_EQ(reader->Read(&packet), Status::kBroken);
   }
 }
 
-TEST_F(RingTest, ImpossibleDescriptorsBreakTheReader) {
+TEST_P(RingTest, ImpossibleDescriptorsBreakTheReader) {
   EXPECT_EQ(ReadRaw(6, 2, 3, 0, 32), Status::kPacket);
   EXPECT_EQ(ReadRaw(6, 2, 3, 1, 32), Status::kPacket);
   EXPECT_EQ(ReadRaw(6, 3, 3, 0, 32), Status::kPacket);  // no payload
@@ -269,7 +278,9 @@ class GpaDirectTest : public RingTest {
   static constexpr uint64_t kOne = uint64_t{1} << 32, kTwo = uint64_t{2} << 32;
 };
 
-TEST_F(GpaDirectTest, RangesArriveChecked) {
+INSTANTIATE_TEST_SUITE_P(MappedOrFound, GpaDirectTest, testing::Bool());
+
+TEST_P(GpaDirectTest, RangesArriveChecked) {
   EXPECT_EQ(ReadRanges({kTwo | 0xdead, Extent(4097, 4095), 3, 4, Extent(1, 0), 255}),
             Status::kPacket);
   ASSERT_EQ(packet.ranges.size(), 2u);
@@ -282,7 +293,7 @@ TEST_F(GpaDirectTest, RangesArriveChecked) {
   EXPECT_TRUE(packet.ranges.empty());
 }
 
-TEST_F(GpaDirectTest, ImpossibleRangesBreakTheReader) {
+TEST_P(GpaDirectTest, ImpossibleRangesBreakTheReader) {
   EXPECT_EQ(ReadRanges({}), Status::kBroken);
   EXPECT_EQ(ReadRanges({0}), Status::kBroken);                         // no range
   EXPECT_EQ(ReadRanges({kOne}), Status::kBroken);                      // it is missing
@@ -300,7 +311,7 @@ TEST_F(GpaDirectTest, ImpossibleRangesBreakTheReader) {
   EXPECT_EQ(ReadRanges(many), Status::kBroken);
 }
 
-TEST_F(RingTest, AHostileReadIndexStallsTheWriterUntilItIsMended) {
+TEST_P(RingTest, AHostileReadIndexStallsTheWriterUntilItIsMended) {
   for (const uint32_t out : {kSize, 4u, 0xffffffffu}) {
     guest_in->word(FakeVmbusRing::kOut) = out;
     EXPECT_FALSE(HostWrites(8));
@@ -312,7 +323,7 @@ TEST_F(RingTest, AHostileReadIndexStallsTheWriterUntilItIsMended) {
   EXPECT_FALSE(writer->broken());
 }
 
-TEST_F(RingTest, WhatTheHostWritesIsMarkedDirty) {
+TEST_P(RingTest, WhatTheHostWritesIsMarkedDirty) {
   memory->StartDirtyTracking();
   HostWrites(4096);
   EXPECT_THAT(memory->TakeDirtyPages(), ElementsAre(40, 41));
@@ -332,7 +343,7 @@ TEST_F(RingTest, WhatTheHostWritesIsMarkedDirty) {
   EXPECT_THAT(memory->TakeDirtyPages(), ElementsAre(7));
 }
 
-TEST_F(RingTest, NewObjectsGoOnWhereTheOldOnesCommitted) {
+TEST_P(RingTest, NewObjectsGoOnWhereTheOldOnesCommitted) {
   bool signal = false;
   for (int i = 0; i < 3; ++i)
     GuestWrites(std::vector<uint8_t>(8, static_cast<uint8_t>(i)), &signal);
@@ -340,8 +351,8 @@ TEST_F(RingTest, NewObjectsGoOnWhereTheOldOnesCommitted) {
   reader->Commit();
   HostWrites(8);
   writer->Commit();
-  reader = std::make_unique<RingReader>(Map(kToHost), *memory);
-  writer = std::make_unique<RingWriter>(Map(kToGuest));
+  reader = std::make_unique<RingReader>(HostRing(kToHost), *memory);
+  writer = std::make_unique<RingWriter>(HostRing(kToGuest));
   EXPECT_EQ(reader->Read(&packet), Status::kPacket);
   EXPECT_EQ(packet.payload[0], 1);
   HostWrites(8);
@@ -349,7 +360,7 @@ TEST_F(RingTest, NewObjectsGoOnWhereTheOldOnesCommitted) {
   EXPECT_EQ(guest_in->ReadAll(&signal).size(), 2u);
 }
 
-TEST_F(RingTest, ARingNeedsDataPages) {
+TEST_P(RingTest, ARingNeedsDataPages) {
   const uint64_t one[] = {3}, absent[] = {3, 256};
   EXPECT_FALSE(MapRing(*memory, one).ok());
   EXPECT_FALSE(MapRing(*memory, absent).ok());
@@ -357,7 +368,7 @@ TEST_F(RingTest, ARingNeedsDataPages) {
 
 // SAFETY: the other thread writes what the two ends read, as a guest may; that is the test. The
 // words are written atomically so that only the rings' own copies race.
-TEST_F(RingTest, AGuestThatScribblesWhileTheHostWorksHarmsNobody) {
+TEST_P(RingTest, AGuestThatScribblesWhileTheHostWorksHarmsNobody) {
   std::atomic<bool> stop{false};
   std::thread scribbler([&] {
     std::mt19937 random(3);
@@ -377,7 +388,7 @@ TEST_F(RingTest, AGuestThatScribblesWhileTheHostWorksHarmsNobody) {
   uint64_t packets = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
   while (std::chrono::steady_clock::now() < end) {
-    reader = std::make_unique<RingReader>(Map(kToHost), *memory);
+    reader = std::make_unique<RingReader>(HostRing(kToHost), *memory);
     for (int i = 0; i < 100; ++i) {
       if (reader->Read(&packet) == Status::kPacket) ++packets;
       EXPECT_LE(packet.payload.size(), kSize);

@@ -28,10 +28,39 @@ constexpr uint32_t kTrailerBytes = 8;
 // Where one side writes a word and then looks at another that the peer writes before it looks at
 // ours, both accesses are sequentially consistent: one of the two sees the other's.
 std::atomic_ref<uint32_t> Word(const vmm::PageMapping& mapping, size_t offset) {
-  return std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(mapping.data() + offset));
+  const auto bytes = mapping.Piece(offset, sizeof(uint32_t));
+  return std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(bytes.data()));
 }
 
-uint8_t* Data(const vmm::PageMapping& mapping) { return mapping.data() + kRingControlBytes; }
+// SAFETY of the next three: [at, at + size) of the ring's data, which is in the mapping twice, is
+// the caller's to check: at < the data's size, size <= it.
+void Copy(const vmm::PageMapping& mapping, size_t at, std::span<uint8_t> to) {
+  for (at += kRingControlBytes; !to.empty();) {
+    const auto piece = mapping.Piece(at, to.size());
+    std::memcpy(to.data(), piece.data(), piece.size());
+    to = to.subspan(piece.size());
+    at += piece.size();
+  }
+}
+
+void Copy(const vmm::PageMapping& mapping, size_t at, size_t size, std::vector<uint8_t>* to) {
+  to->clear();
+  for (at += kRingControlBytes; size != 0;) {
+    const auto piece = mapping.Piece(at, size);
+    to->insert(to->end(), piece.begin(), piece.end());
+    size -= piece.size();
+    at += piece.size();
+  }
+}
+
+void Put(const vmm::PageMapping& mapping, size_t at, std::span<const uint8_t> bytes) {
+  for (at += kRingControlBytes; !bytes.empty();) {
+    const auto piece = mapping.Piece(at, bytes.size());
+    std::memcpy(piece.data(), bytes.data(), piece.size());
+    bytes = bytes.subspan(piece.size());
+    at += piece.size();
+  }
+}
 
 uint32_t DataBytes(const vmm::PageMapping& mapping) {
   return static_cast<uint32_t>((mapping.size() - kRingControlBytes) / 2);
@@ -70,10 +99,8 @@ Channel::ReadStatus RingReader::Read(IncomingPacket* packet) {
   if (in_ >= size_ || in_ % 8 != 0) return Status::kBroken;
   const uint32_t available = Distance(out_, in_, size_);
   if (available < sizeof(Descriptor) + kTrailerBytes) return Status::kBroken;
-  const uint8_t* base = Data(mapping_) + out_;
   Descriptor descriptor;
-  // SAFETY: out_ < size_ and the data is mapped twice: size_ bytes follow without a wrap.
-  std::memcpy(&descriptor, base, sizeof(descriptor));
+  Copy(mapping_, out_, {reinterpret_cast<uint8_t*>(&descriptor), sizeof(descriptor)});
   const uint32_t length = uint32_t{descriptor.length8} * 8,
                  offset = uint32_t{descriptor.offset8} * 8;
   if (length < sizeof(Descriptor) || length + kTrailerBytes > available || length > kPacketLimit ||
@@ -83,15 +110,14 @@ Channel::ReadStatus RingReader::Read(IncomingPacket* packet) {
   packet->type = static_cast<PacketType>(descriptor.type);
   packet->completion_requested = descriptor.flags != 0;
   packet->transaction_id = descriptor.transaction_id;
-  // SAFETY: offset <= length <= available <= size_, mapped without a wrap.
-  packet->payload.assign(base + offset, base + length);
+  Copy(mapping_, out_ + offset, length - offset, &packet->payload);
   switch (packet->type) {
     case PacketType::kInBand:
     case PacketType::kCompletion:
       packet->ranges.clear();
       break;
     case PacketType::kGpaDirect:
-      header_.assign(base + sizeof(Descriptor), base + offset);  // copied before it is parsed
+      Copy(mapping_, out_ + sizeof(Descriptor), offset - sizeof(Descriptor), &header_);
       if (!ParseRanges(header_, packet)) return Status::kBroken;
       break;
     default:
@@ -227,14 +253,18 @@ bool RingWriter::Write(PacketType type, uint64_t transaction_id, bool completion
   descriptor.flags = completion_requested ? kFlagCompletionRequested : 0;
   descriptor.transaction_id = transaction_id;
   const uint64_t trailer = uint64_t{in_} << 32;
-  uint8_t* base = Data(mapping_) + in_;
-  // SAFETY: in_ < size_ and bytes < size_; the data is mapped twice, so the write does not wrap.
+  const auto place = mapping_.Piece(kRingControlBytes + in_, bytes);
+  const bool in_a_row = place.size() == bytes;
+  if (!in_a_row) packet_.resize(bytes);
+  uint8_t* base = in_a_row ? place.data() : packet_.data();
+  // SAFETY: in_ < size_ and bytes < size_; the data is in the mapping twice, so nothing wraps.
   std::memcpy(base, &descriptor, sizeof(descriptor));
   if (!header.empty()) std::memcpy(base + sizeof(descriptor), header.data(), header.size());
   if (!payload.empty()) std::memcpy(base + offset, payload.data(), payload.size());
   const size_t padding = bytes - kTrailerBytes - offset - payload.size();
   std::memset(base + offset + payload.size(), 0, padding);
   std::memcpy(base + bytes - kTrailerBytes, &trailer, kTrailerBytes);
+  if (!in_a_row) Put(mapping_, in_, packet_);
   mapping_.MarkDirty(kRingControlBytes + in_, bytes);
   in_ += static_cast<uint32_t>(bytes);
   if (in_ >= size_) in_ -= size_;

@@ -2,7 +2,7 @@
 /// \file
 /// Ring buffers shared with the guest: the reader of guest-to-host, the writer of host-to-guest.
 /// Layout: a control page {u32 in, u32 out, u32 interrupt_mask, u32 pending_send_size, ..., u32
-/// feature_bits @64}, then the data pages, mapped twice in a row so that no packet wraps.
+/// feature_bits @64}, then the data pages, twice in a row so that no packet wraps.
 /// Reference: Linux, drivers/hv/ring_buffer.c (the other end).
 #pragma once
 
@@ -82,6 +82,7 @@ class RingWriter {
   uint32_t published_ = 0;  ///< the write index that the guest sees
   bool waiting_ = false;    ///< our note for the guest stands
   bool broken_ = false;
+  std::vector<uint8_t> packet_;  ///< scratch: one whose place is not in a row
 };
 
 }  // namespace kvmbus::virtdev::vmbus

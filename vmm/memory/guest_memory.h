@@ -4,6 +4,7 @@
 /// once into a local copy, then check, then use.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -23,6 +24,7 @@ namespace kvmbus::vmm {
 
 inline constexpr uint64_t kPageSize = 4096;
 inline constexpr unsigned kPageShift = 12;
+inline constexpr uint64_t kHugePageSize = 2u << 20;
 
 struct MemoryRange {
   uint64_t gpa;   ///< page-aligned
@@ -31,9 +33,9 @@ struct MemoryRange {
 
 class GuestMemory;
 
-/// Guest pages mapped in a row in the order asked for, the same page more than once if so asked (a
-/// ring's data pages twice, so that no packet wraps). Unmapped when destroyed; must not outlive its
-/// GuestMemory.
+/// Guest pages as if in a row in the order asked for, the same page more than once if so asked (a
+/// ring's data pages twice, so that no packet wraps). They are mapped so where the memory's pages
+/// are small, else found one by one. Unmapped when destroyed; must not outlive its GuestMemory.
 class PageMapping {
  public:
   PageMapping() = default;
@@ -41,16 +43,23 @@ class PageMapping {
   PageMapping& operator=(PageMapping&& other) noexcept;
   ~PageMapping();
 
-  bool valid() const { return data_ != nullptr; }
+  bool valid() const { return size_ != 0; }
   size_t size() const { return size_; }
-  /// The first byte. Shared with the guest: see *_unsafe files for who may touch it.
-  uint8_t* data() const { return data_; }
+  /// As much of [offset, offset + size), which is in the mapping, as is in a row from its start:
+  /// all of it if the pages are mapped, at least to the end of a page. Shared with the guest: see
+  /// *_unsafe files for who may touch it.
+  std::span<uint8_t> Piece(size_t offset, size_t size) const {
+    if (data_ != nullptr) return {data_ + offset, size};
+    const size_t in_page = offset % kPageSize;
+    return {pages_[offset / kPageSize] + in_page, std::min<size_t>(size, kPageSize - in_page)};
+  }
   /// Notes that the host wrote [offset, offset + size) of the mapping.
   void MarkDirty(size_t offset, size_t size) const;
 
  private:
   friend class GuestMemory;
-  uint8_t* data_ = nullptr;
+  uint8_t* data_ = nullptr;      ///< of the pages in a row; none: they are not mapped so
+  std::vector<uint8_t*> pages_;  ///< host addresses of those that are not
   size_t size_ = 0;
   GuestMemory* memory_ = nullptr;
   std::vector<uint64_t> pfns_;
@@ -61,8 +70,8 @@ class PageMapping {
 class GuestMemory {
  public:
   struct Options {
-    bool huge_pages =
-        false;  ///< MAP_HUGETLB-backed memfd of 2 MiB pages; fails if the host has too few
+    /// Of 2 MiB, set aside when it is created; fails if the host has too few.
+    bool huge_pages = false;
   };
   struct Region {
     uint64_t gpa;
@@ -86,6 +95,8 @@ class GuestMemory {
   std::span<const Region> regions() const { return regions_; }
   uint64_t ram_bytes() const { return ram_bytes_; }
   uint64_t ram_pages() const { return ram_bytes_ / kPageSize; }
+  /// Of the host's pages that it is made of. Less than one is never mapped, protected, or missing.
+  uint64_t host_page_bytes() const { return host_page_bytes_; }
   /// The host address of the whole memory file, mapped in a row: the regions' hva lie in it.
   uint8_t* base() const { return base_; }
   int fd() const { return memfd_.get(); }
@@ -131,7 +142,9 @@ class GuestMemory {
 
   /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
   Result<PageMapping> MapPages(std::span<const uint64_t> pfns);
-  /// Adds the pages that PageMappings have: accesses there are not accesses at base().
+  /// What that does where pages of 4 KiB cannot be mapped by themselves: huge pages' parts.
+  Result<PageMapping> FindPages(std::span<const uint64_t> pfns);
+  /// Adds the pages that PageMappings have mapped: accesses there are not accesses at base().
   void AddMappedPages(PageSet* pages) const;
   /// Called with the host address of every page that is about to be mapped elsewhere, so that it is
   /// what it ought to be. Null: none is needed.
@@ -152,12 +165,14 @@ class GuestMemory {
   Result<void> SetRegions(std::span<const MemoryRange> ranges);
   Result<void> Map(int flags);
   const Region* Locate(uint64_t gpa, uint64_t size) const;
+  Result<void> CheckPages(std::span<const uint64_t> pfns) const;
   friend class PageMapping;
   void CountMapped(std::span<const uint64_t> pfns, bool mapped);
 
   Fd memfd_;
   uint8_t* base_ = nullptr;  // all of the memfd, mapped once
   uint64_t ram_bytes_ = 0;
+  uint64_t host_page_bytes_ = kPageSize;
   std::vector<Region> regions_;
   std::unique_ptr<std::atomic<uint64_t>[]> dirty_;  // allocated by the first StartDirtyTracking
   std::atomic<bool> tracking_{false};

@@ -50,9 +50,31 @@ TEST_F(GuestMemoryTest, PagesMappedTwiceAreTheSameBytes) {
   const uint64_t pfns[] = {5, 9, 10, 9, 10};
   auto mapping = memory_->MapPages(pfns);
   ASSERT_TRUE(mapping.ok());
-  mapping->data()[4096 + 100] = 0x5a;
-  EXPECT_EQ(mapping->data()[3 * 4096 + 100], 0x5a);
+  const std::span<uint8_t> bytes = mapping->Piece(0, mapping->size());
+  ASSERT_EQ(bytes.size(), mapping->size());
+  bytes[4096 + 100] = 0x5a;
+  EXPECT_EQ(bytes[3 * 4096 + 100], 0x5a);
   EXPECT_EQ(memory_->ReadObject<uint8_t>(9 * 4096 + 100), 0x5a);
+}
+
+TEST_F(GuestMemoryTest, PagesThatAreNotMappedAreFoundPieceByPiece) {
+  const uint64_t pfns[] = {5, 0x100009, 0x10000a, 5};
+  auto found = memory_->FindPages(pfns);
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(found->size(), 4 * kPageSize);
+  const auto piece = found->Piece(kPageSize + 4000, kPageSize);
+  EXPECT_EQ(piece.size(), 96u) << "to the end of a page";
+  piece[95] = 0x5a;
+  EXPECT_EQ(memory_->ReadObject<uint8_t>(0x10000a000 - 1), 0x5a);
+  EXPECT_EQ(found->Piece(0, 1).data(), found->Piece(3 * kPageSize, 1).data());
+  memory_->StartDirtyTracking();
+  found->MarkDirty(2 * kPageSize - 1, 2);
+  EXPECT_EQ(memory_->TakeDirtyPages(), (std::vector<uint64_t>{0x100009, 0x10000a}));
+  PageSet mapped(memory_->ram_pages());
+  memory_->AddMappedPages(&mapped);
+  EXPECT_EQ(mapped.Count(), 0u) << "accesses to them are accesses at base()";
+  const uint64_t no_ram[] = {5, 0x80000};
+  EXPECT_FALSE(memory_->FindPages(no_ram).ok());
 }
 
 TEST_F(GuestMemoryTest, MappingAPageThatIsNotRamFails) {
@@ -83,6 +105,22 @@ TEST_F(GuestMemoryTest, AnotherProcessHasTheSameRam) {
   ranges.pop_back();
   EXPECT_FALSE(GuestMemory::Adopt(ranges, Fd(::dup(memory_->fd()))).ok()) << "not its size";
   EXPECT_LT(::ftruncate(memory_->fd(), 4096), 0) << "it cannot shrink under the other";
+}
+
+TEST_F(GuestMemoryTest, HugePagesAreSetAsideOrRefused) {
+  const MemoryRange ranges[] = {{0, 4 * kHugePageSize}}, too_much[] = {{0, uint64_t{1} << 46}};
+  const auto refused = GuestMemory::Create(too_much, {.huge_pages = true});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().ToString().find("vm.nr_hugepages"), std::string::npos);
+  const auto memory = GuestMemory::Create(ranges, {.huge_pages = true});
+  if (!memory.ok()) GTEST_SKIP() << memory.error().ToString();
+  const auto other = GuestMemory::Adopt(ranges, Fd(::dup((*memory)->fd())));
+  ASSERT_TRUE(other.ok()) << other.error().ToString();
+  EXPECT_EQ((*other)->host_page_bytes(), (*memory)->host_page_bytes());
+  const uint64_t pfns[] = {600, 3, 700};
+  ASSERT_TRUE((*other)->MapPages(pfns).ok());
+  (*other)->MapPages(pfns)->Piece(kPageSize, 1)[0] = 7;
+  EXPECT_EQ((*memory)->ReadObject<uint8_t>(3 * kPageSize), 7);
 }
 
 }  // namespace

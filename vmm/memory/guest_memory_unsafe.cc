@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +20,7 @@ namespace kvmbus::vmm {
 
 PageMapping& PageMapping::operator=(PageMapping&& other) noexcept {
   std::swap(data_, other.data_);
+  std::swap(pages_, other.pages_);
   std::swap(size_, other.size_);
   std::swap(memory_, other.memory_);
   std::swap(pfns_, other.pfns_);
@@ -56,7 +59,7 @@ Result<void> GuestMemory::SetRegions(std::span<const MemoryRange> ranges) {
 
 Result<void> GuestMemory::Map(int flags) {
   // Reserve 2 MiB more than asked, so that the RAM can start at a huge-page boundary.
-  constexpr uint64_t kAlign = 2u << 20;
+  constexpr uint64_t kAlign = kHugePageSize;
   if (ram_bytes_ > ~uint64_t{0} / 2) return Error(Code::kOutOfRange, "more memory than there is");
   void* reserved = ::mmap(nullptr, ram_bytes_ + kAlign, PROT_NONE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -84,6 +87,7 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryR
                                                          Options options) {
   std::unique_ptr<GuestMemory> self(new GuestMemory());
   TRY_VOID(self->SetRegions(ranges));
+  if (options.huge_pages) self->host_page_bytes_ = kHugePageSize;
   const unsigned huge = options.huge_pages ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
   self->memfd_ = Fd(::memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge));
   if (!self->memfd_.valid()) return Error::FromErrno(errno, "memfd_create for guest memory");
@@ -93,13 +97,16 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::span<const MemoryR
   // Whoever else maps it (a shared disk's owner) need not fear that it shrinks.
   if (::fcntl(self->memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
     return Error::FromErrno(errno, "sealing the size of guest memory");
-  auto mapped = self->Map(MAP_NORESERVE);
-  if (!mapped.ok()) {
-    if (!options.huge_pages) return std::move(mapped.error());
-    return std::move(mapped.error()).WithContext("with huge pages (see vm.nr_hugepages)");
+  if (options.huge_pages) {
+    // Set aside: a touch of one that is not to be had would kill us.
+    auto mapped = self->Map(0);
+    if (mapped.ok()) return self;
+    return std::move(mapped.error())
+        .WithContext(fmt::format("{} huge pages of 2 MiB are not free (see vm.nr_hugepages)",
+                                 self->ram_bytes_ / kHugePageSize));
   }
-  if (!options.huge_pages)  // a hint; refusal costs nothing
-    ::madvise(self->base_, self->ram_bytes_, MADV_HUGEPAGE);
+  TRY_VOID(self->Map(MAP_NORESERVE));
+  ::madvise(self->base_, self->ram_bytes_, MADV_HUGEPAGE);  // a hint; refusal costs nothing
   return self;
 }
 
@@ -113,6 +120,11 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::Adopt(std::span<const MemoryRa
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || ::fstat(memfd.get(), &status) < 0 ||
       static_cast<uint64_t>(status.st_size) != self->ram_bytes_ || self->ram_bytes_ == 0)
     return Error(Code::kInvalidArgument, "no memory file of the size of its ranges, sealed so");
+  struct statfs file_system = {};
+  if (::fstatfs(memfd.get(), &file_system) < 0)
+    return Error::FromErrno(errno, "looking at guest memory");
+  if (file_system.f_type == HUGETLBFS_MAGIC)
+    self->host_page_bytes_ = static_cast<uint64_t>(file_system.f_bsize);
   self->memfd_ = std::move(memfd);
   // Huge pages are reserved for this mapping too: a touch of one that is not to be had kills us.
   TRY_VOID(self->Map(0));
@@ -183,12 +195,30 @@ std::optional<GuestMemory::FileRange> GuestMemory::NextBackedInFile(uint64_t off
   return FileRange{static_cast<uint64_t>(data), end - static_cast<uint64_t>(data)};
 }
 
-Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {
+Result<void> GuestMemory::CheckPages(std::span<const uint64_t> pfns) const {
   if (pfns.empty()) return Error(Code::kInvalidArgument, "no pages to map");
   for (const uint64_t pfn : pfns) {
     if (pfn >= (uint64_t{1} << 52) || !Contains(pfn << kPageShift, kPageSize))
       return MakeError(Code::kInvalidArgument, "page frame {:#x} is not guest RAM", pfn);
   }
+  return {};
+}
+
+Result<PageMapping> GuestMemory::FindPages(std::span<const uint64_t> pfns) {
+  TRY_VOID(CheckPages(pfns));
+  PageMapping mapping;
+  mapping.size_ = pfns.size() * kPageSize;
+  mapping.memory_ = this;
+  mapping.pfns_.assign(pfns.begin(), pfns.end());
+  // SAFETY: CheckPages bounds them; who follows the pointers is the mapping's user.
+  for (const uint64_t pfn : pfns)
+    mapping.pages_.push_back(HostPointer(pfn << kPageShift, kPageSize));
+  return mapping;
+}
+
+Result<PageMapping> GuestMemory::MapPages(std::span<const uint64_t> pfns) {
+  if (host_page_bytes_ != kPageSize) return FindPages(pfns);
+  TRY_VOID(CheckPages(pfns));
   PageMapping mapping;
   mapping.size_ = pfns.size() * kPageSize;
   void* base =

@@ -20,9 +20,8 @@ namespace {
 #define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
 #endif
 
-constexpr uint64_t kPage = 4096;
-constexpr uint64_t kFeatures =
-    UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+constexpr uint64_t kFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
+                               UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 
 Result<void> Call(int fd, unsigned long request, void* argument, const char* name) {
   if (::ioctl(fd, request, argument) < 0) return Error::FromErrno(errno, name);
@@ -31,7 +30,7 @@ Result<void> Call(int fd, unsigned long request, void* argument, const char* nam
 
 }  // namespace
 
-Result<Userfault> Userfault::Create() {
+Result<Userfault> Userfault::Create(uint64_t page_bytes) {
   Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   if (!fd.valid() && errno == EPERM)
     return Error(Code::kPermissionDenied,
@@ -44,7 +43,7 @@ Result<Userfault> Userfault::Create() {
   if (::ioctl(fd.get(), UFFDIO_API, &api) < 0)
     return Error(Code::kUnimplemented,
                  "this kernel's userfaultfd cannot protect shared memory: Linux 5.19 can");
-  return Userfault(std::move(fd));
+  return Userfault(std::move(fd), page_bytes);
 }
 
 Result<void> Userfault::Register(uint64_t address, uint64_t size, Kind kind) const {
@@ -105,8 +104,8 @@ Result<void> Userfault::FillWith(uint64_t address, uint64_t size, const uint8_t*
       return Error::FromErrno(failed, pages != nullptr ? "UFFDIO_COPY" : "UFFDIO_ZEROPAGE");
     if (filled > 0) at += static_cast<uint64_t>(filled);
     if (failed == EEXIST) {
-      TRY_VOID(Wake(address + at, kPage));
-      at += kPage;
+      TRY_VOID(Wake(address + at, page_bytes_));
+      at += page_bytes_;
     }
   }
   return {};
@@ -122,7 +121,7 @@ std::optional<Userfault::Fault> Userfault::Wait(int stop) const {
       continue;  // another thread was quicker, or the fault was resolved meanwhile
     if (message.event != UFFD_EVENT_PAGEFAULT) continue;
     const bool protect = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0;
-    return Fault{message.arg.pagefault.address & ~(kPage - 1),
+    return Fault{message.arg.pagefault.address & ~(page_bytes_ - 1),
                  protect ? Kind::kWriteProtect : Kind::kMissing};
   }
 }

@@ -12,7 +12,7 @@
 
 namespace kvmbus::vmm {
 
-/// Any thread. The ranges are page-aligned host addresses; a closed descriptor lets all go on.
+/// Any thread. Ranges are page-aligned host addresses; a closed descriptor lets all go on.
 class Userfault {
  public:
   enum class Kind { kMissing, kWriteProtect };
@@ -21,9 +21,9 @@ class Userfault {
     Kind kind;
   };
 
-  /// For memory of memfds. kUnimplemented or kPermissionDenied: the kernel does not let us, with
-  /// the remedy.
-  static Result<Userfault> Create();
+  /// For memory of memfds with pages of that size, which ranges are multiples of. kUnimplemented or
+  /// kPermissionDenied: the kernel does not let us, with the remedy.
+  static Result<Userfault> Create(uint64_t page_bytes);
 
   Result<void> Register(uint64_t address, uint64_t size, Kind kind) const;
   /// Lifts what is protected, and lets waiting faults go on.
@@ -34,6 +34,7 @@ class Userfault {
   /// Gives the missing pages at `address` the content; those that are there stay. Lets the faults
   /// that wait there go on.
   Result<void> Fill(uint64_t address, std::span<const uint8_t> pages) const;
+  /// Not for huge pages.
   Result<void> FillZero(uint64_t address, uint64_t size) const;
   Result<void> Wake(uint64_t address, uint64_t size) const;
 
@@ -41,10 +42,11 @@ class Userfault {
   std::optional<Fault> Wait(int stop) const;
 
  private:
-  explicit Userfault(Fd fd) : fd_(std::move(fd)) {}
+  Userfault(Fd fd, uint64_t page_bytes) : fd_(std::move(fd)), page_bytes_(page_bytes) {}
   Result<void> FillWith(uint64_t address, uint64_t size, const uint8_t* pages) const;
 
   Fd fd_;
+  uint64_t page_bytes_;
 };
 
 }  // namespace kvmbus::vmm

@@ -17,7 +17,7 @@ constexpr uint64_t kRam = 2u << 20;
 class UserfaultTest : public testing::Test {
  protected:
   void SetUp() override {
-    auto created = Userfault::Create();
+    auto created = Userfault::Create(kPageSize);
     if (!created.ok()) GTEST_SKIP() << created.error().ToString();
     faults_ = std::make_unique<Userfault>(std::move(created).value());
     const MemoryRange ranges[] = {{0, kRam}};

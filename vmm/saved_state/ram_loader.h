@@ -45,11 +45,13 @@ class RamLoader {
 
   Result<void> Arm();
   void StartPrefetching();
-  void PrefetchBlocks();
+  uint64_t unit_bytes() const { return unit_blocks_ * kRamBlockBytes; }
+  void PrefetchUnits();
   void ServeFaults();
   Result<void> Serve(uint64_t address);
   Result<void> ReadBlock(const RamPlace& place, std::span<uint8_t> block) const;
-  Result<void> LoadBlock(uint64_t block, std::vector<uint8_t>* buffer);
+  Result<void> LoadUnit(uint64_t unit, std::vector<uint8_t>* buffer);
+  Result<void> FillUnit(uint64_t unit, std::vector<uint8_t>* buffer);
   void Fail(const Error& error);
   void Disarm();
 
@@ -57,9 +59,10 @@ class RamLoader {
   const RamSource source_;
   const Options options_;
   const Failed failed_;
+  const uint64_t unit_blocks_;  ///< of what comes at once: one, or the blocks of a huge page
   std::optional<Userfault> userfault_;  ///< none: eager
   Fd stop_;
-  std::atomic<uint64_t> next_block_{0};
+  std::atomic<uint64_t> next_unit_{0};
   std::atomic<unsigned> prefetching_{0};
   std::atomic<bool> has_failed_{false};
   std::atomic<bool> abandoned_{false};

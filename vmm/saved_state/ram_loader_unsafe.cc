@@ -27,14 +27,22 @@ Result<std::unique_ptr<RamLoader>> RamLoader::Start(GuestMemory& memory, RamSour
     spdlog::warn("all memory is read before the start: {}", armed.error().ToString());
     self->userfault_.reset();
   }
-  std::vector<uint8_t> buffer(kRamBlockBytes);
-  for (uint64_t block = 0; block < self->source_.places.size(); ++block)
-    TRY_VOID(self->LoadBlock(block, &buffer));
+  for (uint64_t block = 0; block < self->source_.places.size(); ++block) {
+    if (!self->source_.places[block]) continue;
+    // SAFETY: a block of the memory.
+    uint8_t* target = memory.base() + block * kRamBlockBytes;
+    TRY_VOID(self->ReadBlock(*self->source_.places[block],
+                             {target, static_cast<size_t>(kRamBlockBytes)}));
+  }
   return self;
 }
 
 RamLoader::RamLoader(GuestMemory& memory, RamSource source, const Options& options, Failed failed)
-    : memory_(memory), source_(std::move(source)), options_(options), failed_(std::move(failed)) {}
+    : memory_(memory),
+      source_(std::move(source)),
+      options_(options),
+      failed_(std::move(failed)),
+      unit_blocks_(std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes)) {}
 
 RamLoader::~RamLoader() {
   abandoned_ = true;
@@ -44,7 +52,7 @@ RamLoader::~RamLoader() {
 }
 
 Result<void> RamLoader::Arm() {
-  userfault_ = TRY(Userfault::Create());
+  userfault_ = TRY(Userfault::Create(memory_.host_page_bytes()));
   TRY_VOID(userfault_->Register(reinterpret_cast<uint64_t>(memory_.base()), memory_.ram_bytes(),
                                 Userfault::Kind::kMissing));
   stop_ = TRY(CreateEventFd());
@@ -71,7 +79,7 @@ void RamLoader::StartPrefetching() {
     prefetch_threads_.emplace_back([this, i] {
       NameThisThread(fmt::format("work/load{}", i));
       LetOthersFirst();
-      PrefetchBlocks();
+      PrefetchUnits();
     });
   }
 }
@@ -80,11 +88,11 @@ void RamLoader::Fail(const Error& error) {
   if (!has_failed_.exchange(true)) failed_(error);
 }
 
-void RamLoader::PrefetchBlocks() {
-  std::vector<uint8_t> buffer(kRamBlockBytes);
-  for (uint64_t block; (block = next_block_.fetch_add(1)) < source_.places.size();) {
+void RamLoader::PrefetchUnits() {
+  std::vector<uint8_t> buffer;
+  for (uint64_t unit; (unit = next_unit_.fetch_add(1)) < memory_.ram_bytes() / unit_bytes();) {
     if (abandoned_) return;
-    const auto loaded = LoadBlock(block, &buffer);
+    const auto loaded = LoadUnit(unit, &buffer);
     if (!loaded.ok()) return Fail(loaded.error());
   }
   if (prefetching_.fetch_sub(1) == 1 && !has_failed_) Disarm();
@@ -107,14 +115,27 @@ Result<void> RamLoader::ReadBlock(const RamPlace& place, std::span<uint8_t> bloc
   return DecompressBlock(compressed, block);
 }
 
-Result<void> RamLoader::LoadBlock(uint64_t block, std::vector<uint8_t>* buffer) {
-  const auto place = source_.places[block];
-  if (!place) return {};
-  // SAFETY: a block of the memory.
-  uint8_t* target = memory_.base() + block * kRamBlockBytes;
-  if (!userfault_) return ReadBlock(*place, {target, static_cast<size_t>(kRamBlockBytes)});
-  TRY_VOID(ReadBlock(*place, *buffer));
-  return userfault_->Fill(reinterpret_cast<uint64_t>(target), *buffer);
+/// What is zero may stay missing.
+Result<void> RamLoader::LoadUnit(uint64_t unit, std::vector<uint8_t>* buffer) {
+  const auto first = source_.places.begin() + static_cast<ptrdiff_t>(unit * unit_blocks_);
+  if (std::none_of(first, first + static_cast<ptrdiff_t>(unit_blocks_),
+                   [](const auto& place) { return place.has_value(); }))
+    return {};
+  return FillUnit(unit, buffer);
+}
+
+Result<void> RamLoader::FillUnit(uint64_t unit, std::vector<uint8_t>* buffer) {
+  buffer->resize(unit_bytes());
+  for (uint64_t i = 0; i < unit_blocks_; ++i) {
+    const auto block = std::span(*buffer).subspan(i * kRamBlockBytes, kRamBlockBytes);
+    const auto& place = source_.places[unit * unit_blocks_ + i];
+    if (place)
+      TRY_VOID(ReadBlock(*place, block));
+    else
+      std::ranges::fill(block, uint8_t{0});
+  }
+  return userfault_->Fill(reinterpret_cast<uint64_t>(memory_.base()) + unit * unit_bytes(),
+                          *buffer);
 }
 
 void RamLoader::ServeFaults() {
@@ -128,12 +149,12 @@ Result<void> RamLoader::Serve(uint64_t address) {
   const uint64_t base = reinterpret_cast<uint64_t>(memory_.base());
   const uint64_t offset = address - base;
   const auto place = source_.places[offset / kRamBlockBytes];
-  if (!place) return userfault_->FillZero(address, kPageSize);
-  if (place->compressed_bytes != 0) {  // there is no part of it
-    std::vector<uint8_t> block(kRamBlockBytes);
-    TRY_VOID(ReadBlock(*place, block));
-    return userfault_->Fill(base + offset / kRamBlockBytes * kRamBlockBytes, block);
+  const bool is_huge = memory_.host_page_bytes() != kPageSize;
+  if (is_huge || (place && place->compressed_bytes != 0)) {  // there is no part of it
+    std::vector<uint8_t> unit;
+    return FillUnit(offset / unit_bytes(), &unit);
   }
+  if (!place) return userfault_->FillZero(address, kPageSize);
   const uint64_t around = offset & ~(kFaultBytes - 1);
   std::vector<uint8_t> buffer(kFaultBytes);
   TRY_VOID_CTX(PReadAll(source_.file.get(), buffer, place->offset + around % kRamBlockBytes),

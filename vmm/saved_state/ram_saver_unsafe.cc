@@ -33,10 +33,11 @@ RamSaver::RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target
       target_(target),
       options_(options),
       progress_(std::move(progress)),
+      unit_blocks_(std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes)),
       backed_(memory.ram_pages()),
       rest_(memory.ram_pages()),
-      claims_(memory.ram_bytes() / kRamBlockBytes) {
-  KVMBUS_ASSERT(memory.ram_bytes() % kRamBlockBytes == 0);
+      claims_(memory.ram_bytes() / unit_bytes()) {
+  KVMBUS_ASSERT(memory.ram_bytes() % unit_bytes() == 0);
 }
 
 RamSaver::~RamSaver() {
@@ -171,6 +172,21 @@ Result<void> RamSaver::SavePages(uint64_t block, bool somebody_waits) {
   return {};
 }
 
+/// Those of them that are in `mapped`; all of a compressed block.
+Result<void> RamSaver::SaveMapped(uint64_t block, const PageSet& mapped) {
+  const uint64_t first = block * kRamBlockPages, end = first + kRamBlockPages;
+  if (target_.IsCompressed(block) && mapped.AnyIn(first, kRamBlockPages))
+    return SavePages(block, true);
+  for (auto run = mapped.NextRun(first, end); !run.empty(); run = mapped.NextRun(run.end, end)) {
+    for (auto rest = rest_.NextRun(run.first, run.end); !rest.empty();
+         rest = rest_.NextRun(rest.end, run.end)) {
+      rest_.RemoveRange(rest.first, rest.pages());
+      TRY_VOID(WriteUnlessZero(block, rest, true));
+    }
+  }
+  return {};
+}
+
 /// Nothing is what a block without a place has.
 Result<void> RamSaver::WriteUnlessZero(uint64_t block, const PageSet::Run& pages,
                                        bool somebody_waits) {
@@ -213,22 +229,18 @@ Result<void> RamSaver::HoldRest() {
 /// Pages that are mapped elsewhere too are written at once: there they could be changed unseen.
 Result<void> RamSaver::ProtectRest() {
   const auto base = reinterpret_cast<uint64_t>(memory_.base());
-  userfault_ = TRY(Userfault::Create());
+  userfault_ = TRY(Userfault::Create(memory_.host_page_bytes()));
   TRY_VOID(userfault_->Register(base, memory_.ram_bytes(), Userfault::Kind::kWriteProtect));
   PageSet mapped(memory_.ram_pages());
   memory_.AddMappedPages(&mapped);
-  for (uint64_t block = 0; block < blocks(); ++block) {
-    if (mapped.AnyIn(block * kRamBlockPages, kRamBlockPages)) TRY_VOID(SavePages(block, true));
-  }
-  const auto any = [this](uint64_t block) {
-    return rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
-  };
-  for (uint64_t block = 0; block < blocks(); ++block) {
-    if (!any(block)) continue;
-    const uint64_t first = block;
-    while (block + 1 < blocks() && any(block + 1)) ++block;
-    TRY_VOID(userfault_->WriteProtect(base + first * kRamBlockBytes,
-                                      (block + 1 - first) * kRamBlockBytes));
+  for (uint64_t block = 0; block < blocks(); ++block) TRY_VOID(SaveMapped(block, mapped));
+  const auto any = [this](uint64_t unit) { return rest_.AnyIn(unit * unit_pages(), unit_pages()); };
+  for (uint64_t unit = 0; unit < claims_.size(); ++unit) {
+    if (!any(unit)) continue;
+    const uint64_t first = unit;
+    while (unit + 1 < claims_.size() && any(unit + 1)) ++unit;
+    TRY_VOID(
+        userfault_->WriteProtect(base + first * unit_bytes(), (unit + 1 - first) * unit_bytes()));
   }
   stop_ = TRY(CreateEventFd());
   fault_thread_ = std::thread([this] { ServeFaults(); });
@@ -239,36 +251,42 @@ void RamSaver::ServeFaults() {
   NameThisThread("work/faults");
   const auto base = reinterpret_cast<uint64_t>(memory_.base());
   while (const auto fault = userfault_->Wait(stop_.get())) {
-    const uint64_t block = (fault->address - base) / kRamBlockBytes;
-    if (SaveClaimed(block, true).ok() && claims_[block] != kSaved)
+    const uint64_t unit = (fault->address - base) / unit_bytes();
+    if (SaveClaimed(unit, true).ok() && claims_[unit] != kSaved)
       continue;  // who has it will wake them
     // In the file, or it will never be: the guest goes on.
-    if (claims_[block] != kSaved) fault_failed_ = true;
-    (void)userfault_->Unprotect(base + block * kRamBlockBytes, kRamBlockBytes);
+    if (claims_[unit] != kSaved) fault_failed_ = true;
+    (void)Unprotect(unit);
   }
 }
 
-/// Saves the block unless somebody else does or did.
-Result<void> RamSaver::SaveClaimed(uint64_t block, bool somebody_waits) {
+Result<void> RamSaver::Unprotect(uint64_t unit) {
+  return userfault_->Unprotect(reinterpret_cast<uint64_t>(memory_.base()) + unit * unit_bytes(),
+                               unit_bytes());
+}
+
+/// Saves the unit unless somebody else does or did.
+Result<void> RamSaver::SaveClaimed(uint64_t unit, bool somebody_waits) {
   uint8_t expected = kFree;
-  if (!claims_[block].compare_exchange_strong(expected, kTaken)) return {};
-  const bool is_protected = rest_.AnyIn(block * kRamBlockPages, kRamBlockPages);
-  auto saved = SavePages(block, somebody_waits);
-  if (!saved.ok()) {
-    claims_[block] = kFree;
+  if (!claims_[unit].compare_exchange_strong(expected, kTaken)) return {};
+  const bool is_protected = rest_.AnyIn(unit * unit_pages(), unit_pages());
+  for (uint64_t block = unit * unit_blocks_; block < (unit + 1) * unit_blocks_; ++block) {
+    auto saved = SavePages(block, somebody_waits);
+    if (saved.ok()) continue;
+    claims_[unit] = kFree;
     return saved;
   }
-  claims_[block] = kSaved;
-  if (!is_protected) return {};
-  return userfault_->Unprotect(reinterpret_cast<uint64_t>(memory_.base()) + block * kRamBlockBytes,
-                               kRamBlockBytes);
+  claims_[unit] = kSaved;
+  return is_protected ? Unprotect(unit) : Result<void>();
 }
 
 Result<void> RamSaver::CopyRest() {
   const bool is_protected = userfault_.has_value();
   auto saved = ForEachBlock([&](uint64_t block) -> Result<void> {
     if (!Report(memory_.ram_bytes())) return Error(Code::kCancelled, "cancelled");
-    return is_protected ? SaveClaimed(block, false) : SavePages(block, false);
+    if (!is_protected) return SavePages(block, false);
+    if (block % unit_blocks_ != 0) return {};  // the unit's first did it
+    return SaveClaimed(block / unit_blocks_, false);
   });
   EndFaults();
   if (saved.ok() && fault_failed_) saved = Error(Code::kUnavailable, "writing guest memory failed");

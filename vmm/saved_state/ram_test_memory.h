@@ -78,10 +78,16 @@ class PlainTarget final : public RamTarget {
 /// Writes pages as a guest does, and is the tracker that notices.
 class ModelGuest final : public DirtyTracker {
  public:
-  explicit ModelGuest(uint64_t bytes) {
+  /// Of huge pages where the host has them: see HasHugePages.
+  explicit ModelGuest(uint64_t bytes, bool huge_pages = false) {
     const MemoryRange ranges[] = {{0, bytes}};
-    memory = std::move(GuestMemory::Create(ranges)).value();
+    if (huge_pages) {
+      auto created = GuestMemory::Create(ranges, {.huge_pages = true});
+      if (created.ok()) memory = std::move(created).value();
+    }
+    if (!memory) memory = std::move(GuestMemory::Create(ranges)).value();
   }
+  bool HasHugePages() const { return memory->host_page_bytes() != kPageSize; }
   void WritePage(uint64_t page, uint8_t value) {
     const std::vector<uint8_t> content(kPageSize, value);
     // As KVM does: noted first, so that no copy of the old content is thought new.
