@@ -11,6 +11,7 @@
 
 #include "kvm/hyperv/crash_registers.h"
 #include "kvm/hyperv/synic.h"
+#include "kvm/saved_records.h"
 #include "kvm/uapi/kvm_fds.h"
 #include "state/hypervisor.pb.h"
 #include "vmm/hypervisor/vm.h"
@@ -24,7 +25,7 @@ class KvmVcpu final : public vmm::Vcpu {
   struct Shared {
     KvmSynic* synic;
     CrashRegisters* crash;
-    size_t xsave_bytes;  ///< of KVM_CAP_XSAVE2
+    size_t xsave_bytes;  ///< of an XSAVE area: KVM_CAP_XSAVE2
     std::vector<uint32_t>
         msrs;  ///< to save, beyond Hyper-V's; those that the host refuses are taken out
     vmm::Result<void> reset;  ///< the last one's; a processor that could not be reset does not run
@@ -44,8 +45,8 @@ class KvmVcpu final : public vmm::Vcpu {
   void Poke();
 
   vmm::Result<void> Save(state::Vcpu* state) const;
-  /// Without `with_tsc` the time stamp counter runs on (a reset).
-  vmm::Result<void> Restore(const state::Vcpu& state, bool with_tsc);
+  /// `records` are of `state`. Without `with_tsc` the time stamp counter runs on (a reset).
+  vmm::Result<void> Restore(const VcpuRecords& records, const state::Vcpu& state, bool with_tsc);
   /// Writes each MSR of the list back and returns those that the host refuses.
   std::vector<uint32_t> RefusedMsrs() const;
   vmm::Result<int> TscKhz() const { return fd_.TscKhz(); }

@@ -15,21 +15,6 @@ using vmm::Result;
 constexpr uint32_t kMsrTsc = 0x10;
 constexpr uint32_t kMsrTscDeadline = 0x6e0;
 
-template <typename T>
-std::string ToBytes(const T& value) {
-  return std::string(reinterpret_cast<const char*>(&value), sizeof(T));
-}
-
-template <typename T>
-Result<T> FromBytes(const std::string& bytes, const char* what) {
-  if (bytes.size() != sizeof(T))
-    return vmm::MakeError(Code::kDataLoss, "saved {} has {} bytes, expected are {}", what,
-                          bytes.size(), sizeof(T));
-  T value;
-  std::memcpy(&value, bytes.data(), sizeof(T));
-  return value;
-}
-
 /// Hyper-V's per-VP and partition MSRs in the order in which they must be written: the guest OS id
 /// before the hypercall page, a timer's count before its configuration. KVM's index list has only
 /// markers of them.
@@ -101,32 +86,25 @@ Result<void> KvmVcpu::RestoreMsrs(const state::Vcpu& state, bool late) {
   return fd_.SetMsrs(entries);
 }
 
-Result<void> KvmVcpu::Restore(const state::Vcpu& state, bool with_tsc) {
-  const auto regs = TRY(FromBytes<kvm_regs>(state.regs(), "registers"));
-  const auto sregs = TRY(FromBytes<kvm_sregs>(state.sregs(), "special registers"));
-  const auto xcrs = TRY(FromBytes<kvm_xcrs>(state.xcrs(), "extended control registers"));
-  const auto debugregs = TRY(FromBytes<kvm_debugregs>(state.debugregs(), "debug registers"));
-  const auto lapic = TRY(FromBytes<kvm_lapic_state>(state.lapic(), "local APIC"));
-  const auto events = TRY(FromBytes<kvm_vcpu_events>(state.events(), "pending events"));
-  if (state.xsave().size() != std::max<size_t>(shared_.xsave_bytes, kXsaveBytes))
-    return vmm::MakeError(Code::kDataLoss, "saved XSAVE area has {} bytes", state.xsave().size());
+Result<void> KvmVcpu::Restore(const VcpuRecords& records, const state::Vcpu& state, bool with_tsc) {
   if (with_tsc) {
     const kvm_msr_entry tsc[] = {{kMsrTsc, 0, state.tsc()}};
     TRY_VOID(fd_.SetMsrs(tsc));
   }
   kvm_mp_state mp_state = {state.mp_state()};
   TRY_VOID(fd_.Set(KVM_SET_MP_STATE, "KVM_SET_MP_STATE", mp_state));
-  TRY_VOID(fd_.Set(KVM_SET_SREGS, "KVM_SET_SREGS", sregs));
+  TRY_VOID(fd_.Set(KVM_SET_SREGS, "KVM_SET_SREGS", records.sregs));
   // A processor without XSAVE has none, and KVM refuses to set none.
-  if (xcrs.nr_xcrs != 0) TRY_VOID(fd_.Set(KVM_SET_XCRS, "KVM_SET_XCRS", xcrs));
+  if (records.xcrs.nr_xcrs != 0) TRY_VOID(fd_.Set(KVM_SET_XCRS, "KVM_SET_XCRS", records.xcrs));
   TRY_VOID(fd_.SetXsave(state.xsave()));
-  TRY_VOID(fd_.Set(KVM_SET_REGS, "KVM_SET_REGS", regs));
-  TRY_VOID(fd_.Set(KVM_SET_DEBUGREGS, "KVM_SET_DEBUGREGS", debugregs));
+  TRY_VOID(fd_.Set(KVM_SET_REGS, "KVM_SET_REGS", records.regs));
+  TRY_VOID(fd_.Set(KVM_SET_DEBUGREGS, "KVM_SET_DEBUGREGS", records.debugregs));
   TRY_VOID(RestoreMsrs(state, false));
-  TRY_VOID(fd_.Set(KVM_SET_LAPIC, "KVM_SET_LAPIC", lapic));
+  TRY_VOID(fd_.Set(KVM_SET_LAPIC, "KVM_SET_LAPIC", records.lapic));
   TRY_VOID(RestoreMsrs(state, true));
-  TRY_VOID(fd_.Set(KVM_SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS", events));
-  return shared_.synic->Restore(index_, state.synic());
+  TRY_VOID(fd_.Set(KVM_SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS", records.events));
+  shared_.synic->Restore(index_, state.synic());
+  return {};
 }
 
 std::vector<uint32_t> KvmVcpu::RefusedMsrs() const {

@@ -20,20 +20,6 @@ constexpr uint32_t kIoApicPins = 24;
 constexpr uint64_t kTssGpa = 0xfffbd000;  // three pages that Intel hosts need, under the BIOS area
 constexpr uint64_t kIdentityMapGpa = 0xfffbc000;  // one page
 
-template <typename T>
-std::string ToBytes(const T& value) {
-  return std::string(reinterpret_cast<const char*>(&value), sizeof(T));
-}
-
-template <typename T>
-Result<T> FromBytes(const std::string& bytes, const char* what) {
-  if (bytes.size() != sizeof(T))
-    return vmm::MakeError(Code::kDataLoss, "saved state of the {} is damaged", what);
-  T value;
-  std::memcpy(&value, bytes.data(), sizeof(T));
-  return value;
-}
-
 void InstallKickHandler() {
   struct sigaction action = {};
   action.sa_handler = [](int) {};
@@ -98,7 +84,8 @@ Result<void> KvmVm::Build(const Options& options, vmm::Loop& loop) {
                                       [this](uint32_t vp) { vcpus_[vp]->Poke(); });
   shared_.synic = synic_.get();
   shared_.crash = &crash_;
-  shared_.xsave_bytes = static_cast<size_t>(vm_.CheckExtension(KVM_CAP_XSAVE2));
+  shared_.xsave_bytes =
+      static_cast<size_t>(std::max<int>(vm_.CheckExtension(KVM_CAP_XSAVE2), kXsaveBytes));
   shared_.msrs = TRY(MsrsToSave());
   TRY_VOID(AddVcpus(options.vcpu_count));
   TRY_VOID(RouteInterrupts(options.vcpu_count));
@@ -179,23 +166,11 @@ Result<void> KvmVm::SaveTo(state::Hypervisor* state) const {
 }
 
 Result<void> KvmVm::RestoreFrom(const state::Hypervisor& state, bool with_time) {
-  if (static_cast<size_t>(state.vcpus_size()) != vcpus_.size())
-    return vmm::MakeError(Code::kFailedPrecondition,
-                          "saved with {} virtual processors, this machine has {}",
-                          state.vcpus_size(), vcpus_.size());
-  if (state.crash_parameters_size() != 5)
-    return vmm::Error(Code::kDataLoss, "saved crash registers are damaged");
-  const auto pic_master = TRY(FromBytes<kvm_irqchip>(state.pic_master(), "PIC"));
-  const auto pic_slave = TRY(FromBytes<kvm_irqchip>(state.pic_slave(), "PIC"));
-  const auto ioapic = TRY(FromBytes<kvm_irqchip>(state.ioapic(), "I/O APIC"));
-  const auto pit = TRY(FromBytes<kvm_pit_state2>(state.pit(), "PIT"));
-  if (pic_master.chip_id != KVM_IRQCHIP_PIC_MASTER || pic_slave.chip_id != KVM_IRQCHIP_PIC_SLAVE ||
-      ioapic.chip_id != KVM_IRQCHIP_IOAPIC)
-    return vmm::Error(Code::kDataLoss, "saved interrupt controllers are damaged");
-  TRY_VOID(vm_.SetIrqchip(pic_master));
-  TRY_VOID(vm_.SetIrqchip(pic_slave));
-  TRY_VOID(vm_.SetIrqchip(ioapic));
-  TRY_VOID(vm_.SetPit2(pit));
+  const VmRecords records = TRY(ReadRecords(state, vcpus_.size(), shared_.xsave_bytes, memory_));
+  TRY_VOID(vm_.SetIrqchip(records.pic_master));
+  TRY_VOID(vm_.SetIrqchip(records.pic_slave));
+  TRY_VOID(vm_.SetIrqchip(records.ioapic));
+  TRY_VOID(vm_.SetPit2(records.pit));
   if (with_time) {
     // Before the reference TSC page is enabled again by the processors' MSRs: KVM fills it from
     // this clock.
@@ -204,11 +179,9 @@ Result<void> KvmVm::RestoreFrom(const state::Hypervisor& state, bool with_time) 
     TRY_VOID(vm_.SetClock(clock));
   }
   for (size_t i = 0; i < vcpus_.size(); ++i)
-    TRY_VOID_CTX(vcpus_[i]->Restore(state.vcpus(static_cast<int>(i)), with_time),
+    TRY_VOID_CTX(vcpus_[i]->Restore(records.vcpus[i], state.vcpus(static_cast<int>(i)), with_time),
                  "restoring vCPU {}", i);
-  std::array<uint64_t, 5> parameters;
-  std::copy_n(state.crash_parameters().begin(), 5, parameters.begin());
-  crash_.set_parameters(parameters);
+  crash_.set_parameters(records.crash_parameters);
   return {};
 }
 

@@ -12,6 +12,7 @@
 #include "kvm/cpu/hyperv_leaves.h"
 #include "kvm/host_check.h"
 #include "kvm/testing/guest_code.h"
+#include "state/hypervisor.pb.h"
 
 namespace kvmbus::kvm {
 namespace {
@@ -134,6 +135,19 @@ TEST_F(KvmVmTest, DamagedStateIsRefused) {
   const std::string saved = vm_->Save().value();
   EXPECT_FALSE(vm_->Restore(1, std::string_view(saved).substr(0, saved.size() / 2)).ok());
   EXPECT_FALSE(vm_->Restore(1, "").ok());
+}
+
+TEST_F(KvmVmTest, WhatIsRefusedChangesNothing) {
+  state::Hypervisor saved, before, after;
+  ASSERT_TRUE(saved.ParseFromString(vm_->Save().value()));
+  for (state::Vcpu& vcpu : *saved.mutable_vcpus()) vcpu.mutable_regs()->assign(sizeof(kvm_regs), 1);
+  saved.mutable_vcpus(1)->mutable_synic()->set_simp_gpa(1);
+  ASSERT_TRUE(before.ParseFromString(vm_->Save().value()));
+  const auto restored = vm_->Restore(1, saved.SerializeAsString());
+  ASSERT_FALSE(restored.ok());
+  EXPECT_NE(restored.error().ToString().find("vCPU 1"), std::string::npos);
+  ASSERT_TRUE(after.ParseFromString(vm_->Save().value()));
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(before.vcpus(i).regs(), after.vcpus(i).regs());
 }
 
 TEST_F(KvmVmTest, TheGuestsCrashArrivesWithItsMessage) {

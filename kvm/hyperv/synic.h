@@ -59,7 +59,8 @@ class KvmSynic final : public vmm::SynicPorts {
   // While no vCPU runs.
   void Reset();
   void Save(uint32_t vp, state::SynicVp* state) const;
-  vmm::Result<void> Restore(uint32_t vp, const state::SynicVp& state);
+  /// What ReadRecords found sound.
+  void Restore(uint32_t vp, const state::SynicVp& state);
   void VisitCounters(const vmm::CounterVisitor& visit) const;
 
  private:

@@ -298,21 +298,7 @@ void KvmSynic::Save(uint32_t vp_index, state::SynicVp* state) const {
   }
 }
 
-vmm::Result<void> KvmSynic::Restore(uint32_t vp_index, const state::SynicVp& state) {
-  const auto sound = [this](uint64_t gpa, const std::string& beneath) {
-    return gpa == 0 ? beneath.empty()
-                    : gpa % kPageSize == 0 && beneath.size() == kPageSize &&
-                          memory_.Contains(gpa, kPageSize);
-  };
-  if (!sound(state.simp_gpa(), state.simp_beneath()) ||
-      !sound(state.siefp_gpa(), state.siefp_beneath()) ||
-      static_cast<size_t>(state.queued_size()) > kQueueLimit)
-    return vmm::MakeError(vmm::Code::kDataLoss, "SynIC state of VP {} is not valid", vp_index);
-  for (const auto& message : state.queued()) {
-    if (message.payload().size() > vmm::kHvMessagePayloadMax || message.sint() != kVmbusSint)
-      return vmm::MakeError(vmm::Code::kDataLoss, "a queued SynIC message of VP {} is not valid",
-                            vp_index);
-  }
+void KvmSynic::Restore(uint32_t vp_index, const state::SynicVp& state) {
   Vp& vp = *vps_[vp_index];
   std::lock_guard lock(vp.mutex);
   // The pages' content is guest RAM and was restored with it: only the book-keeping changes here.
@@ -327,7 +313,6 @@ vmm::Result<void> KvmSynic::Restore(uint32_t vp_index, const state::SynicVp& sta
   }
   vp.pending.store(!vp.queue.empty());
   ArmAcknowledge(vp, false);
-  return {};
 }
 
 void KvmSynic::VisitCounters(const vmm::CounterVisitor& visit) const {
