@@ -101,7 +101,7 @@ def run_fuzz(part):
 
 
 def run_guest(part):
-    if not build(part, "debug", ("vmm", "vmmd", "vmctl")):
+    if not build(part, "debug", ("vmm", "vmmd", "vmctl", "kvm_vm_test", "vmm_memory_test", "vmm_saved_state_test")):
         return
     process = subprocess.Popen([f"{ROOT}/tests/guest/run", "--bin", f"{ROOT}/build/debug/bin"], text=True,
                                stdout=subprocess.PIPE)

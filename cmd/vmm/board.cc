@@ -227,7 +227,8 @@ void Board::RequestShutdown(bool restart, bool force, Done done) {
   if (!shutdown_)
     return done(
         Error(Code::kFailedPrecondition,
-              "the shutdown service is disabled for this virtual machine; turn it off instead"));
+              "the shutdown service is disabled for this virtual machine; turn it off instead "
+              "('vmctl vm turn-off')"));
   shutdown_->RequestShutdown(restart, force, std::move(done));
 }
 

@@ -18,10 +18,12 @@ import test_checkpoints  # noqa: F401
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
 import test_fio  # noqa: F401
+import test_host_programs  # noqa: F401
 import test_huge_pages  # noqa: F401
 import test_killed  # noqa: F401
 import test_live_disks  # noqa: F401
 import test_machine  # noqa: F401
+import test_options  # noqa: F401
 import test_power  # noqa: F401
 import test_power_running  # noqa: F401
 import test_qos  # noqa: F401

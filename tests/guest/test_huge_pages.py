@@ -7,8 +7,12 @@ from service import Vm
 from suite import Group, expect, expect_equal, group
 from test_saved import Witness
 
-HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 PAGES, OTHERS = 256, 192  # of 2 MiB: the guest's, and what is left for another one
+
+
+def set_pages_aside(count):
+    with open("/proc/sys/vm/nr_hugepages", "w", encoding="ascii") as file:
+        file.write(f"{count}\n")
 
 
 def free_pages():
@@ -24,8 +28,7 @@ class HugePages(Group):
     changes_host = True  # sets pages aside
 
     def set_up(self):
-        with open(HUGE_PAGES, "w", encoding="ascii") as file:
-            file.write(f"{PAGES + OTHERS}\n")
+        set_pages_aside(PAGES + OTHERS)
         expect_equal(free_pages(), PAGES + OTHERS, "huge pages of the host")
         self.disk = self.context.new_disk("huge", "64M")
         self.vm = Vm(self.service, "huge", self.image, vcpus=2, memory=f"{2 * PAGES}M", disks=[self.disk],
@@ -36,8 +39,7 @@ class HugePages(Group):
 
     def tear_down(self):
         self.vm.remove()
-        with open(HUGE_PAGES, "w", encoding="ascii") as file:
-            file.write("0\n")
+        set_pages_aside(0)
 
     def expect_no_fallback(self):
         with open(f"{self.vm.run_dir}/worker.log", encoding="utf-8") as file:
