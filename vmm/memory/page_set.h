@@ -37,6 +37,15 @@ class PageSet {
     bool empty() const { return first == end; }
     uint64_t pages() const { return end - first; }
   };
+  /// The blocks of `block_pages` in a row that have pages of the set.
+  std::vector<uint64_t> Blocks(uint64_t block_pages) const {
+    std::vector<uint64_t> blocks;
+    const uint64_t end = words_.size() * 64;
+    for (uint64_t at = 0; (at = Next(true, at, end)) < end; at = (blocks.back() + 1) * block_pages)
+      blocks.push_back(at / block_pages);
+    return blocks;
+  }
+
   /// The first pages in a row within [first, end) that are in the set; none: an empty one.
   Run NextRun(uint64_t first, uint64_t end) const {
     first = Next(true, first, end);
@@ -72,6 +81,7 @@ class PageSet {
   uint64_t Next(bool in, uint64_t first, uint64_t end) const {
     for (; first < end; first = WordEnd(first, end)) {
       const uint64_t word = in ? words_[first / 64] : ~words_[first / 64];
+      if (word == 0) continue;
       const uint64_t left = word & Mask(first, WordEnd(first, end));
       if (left != 0) return first / 64 * 64 + static_cast<uint64_t>(std::countr_zero(left));
     }

@@ -41,6 +41,21 @@ TEST(PageSetTest, RangesAndRunsAreThoseOfAPlainArray) {
   }
 }
 
+TEST(PageSetTest, BlocksAreThoseThatHavePages) {
+  std::mt19937 random{7};
+  for (const uint64_t block_pages : {64, 128, 256}) {
+    for (int round = 0; round < 100; ++round) {
+      PageSet set(kPages);
+      std::vector<uint64_t> expected;
+      for (int pages = round % 5; pages > 0; --pages) set.AddRange(random() % (kPages - 100), 90);
+      for (uint64_t block = 0; block < kPages / block_pages; ++block) {
+        if (set.AnyIn(block * block_pages, block_pages)) expected.push_back(block);
+      }
+      ASSERT_EQ(set.Blocks(block_pages), expected);
+    }
+  }
+}
+
 TEST(PageSetTest, OneTakesAllOfAnother) {
   PageSet set(kPages), other(kPages);
   set.AddRange(10, 20);

@@ -63,7 +63,7 @@ class RamSaver {
   Result<void> SaveMapped(uint64_t block, const PageSet& mapped);
   Result<void> WriteUnlessZero(uint64_t block, const PageSet::Run& pages, bool somebody_waits);
   bool ReadBlock(uint64_t block, std::vector<uint8_t>* content);
-  uint64_t PagesToWrite() const;
+  uint64_t PagesToWrite(std::span<const uint64_t> rest) const;
   Result<void> TakeDirty(bool last);
   Result<void> ProtectRest();
   Result<void> SaveClaimed(uint64_t unit, bool somebody_waits);

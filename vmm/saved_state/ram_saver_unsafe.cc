@@ -204,25 +204,28 @@ Result<void> RamSaver::WriteUnlessZero(uint64_t block, const PageSet::Run& pages
   return {};
 }
 
-/// For the rest: a compressed block is written as a whole.
-uint64_t RamSaver::PagesToWrite() const {
-  uint64_t pages = rest_.Count();
-  for (uint64_t block = 0; block < blocks(); ++block) {
-    if (target_.IsCompressed(block) && rest_.AnyIn(block * kRamBlockPages, kRamBlockPages))
-      pages += kRamBlockPages;
-  }
+/// For the rest, which is of these blocks: a compressed one is written as a whole.
+uint64_t RamSaver::PagesToWrite(std::span<const uint64_t> rest) const {
+  uint64_t pages = 0;
+  for (const uint64_t block : rest)
+    pages += target_.IsCompressed(block) ? kRamBlockPages
+                                         : rest_.CountIn(block * kRamBlockPages, kRamBlockPages);
   return pages;
 }
 
+/// Looks at nothing but the rest: the guest is stopped for as long whatever the memory's size.
 Result<void> RamSaver::HoldRest() {
   TRY_VOID(TakeDirty(true));
   if (!options_.copy_on_write) return {};
-  if (PagesToWrite() > kSmallRest) {
-    const auto protect = ProtectRest();
-    if (protect.ok()) return {};
-    spdlog::warn("the guest waits until its memory is saved: {}", protect.error().ToString());
-    EndFaults();
+  const std::vector<uint64_t> rest = rest_.Blocks(kRamBlockPages);
+  if (PagesToWrite(rest) <= kSmallRest) {
+    for (const uint64_t block : rest) TRY_VOID(SavePages(block, true));
+    return {};
   }
+  const auto protect = ProtectRest();
+  if (protect.ok()) return {};
+  spdlog::warn("the guest waits until its memory is saved: {}", protect.error().ToString());
+  EndFaults();
   return ForEachBlock([this](uint64_t block) { return SavePages(block, true); });
 }
 
@@ -233,14 +236,13 @@ Result<void> RamSaver::ProtectRest() {
   TRY_VOID(userfault_->Register(base, memory_.ram_bytes(), Userfault::Kind::kWriteProtect));
   PageSet mapped(memory_.ram_pages());
   memory_.AddMappedPages(&mapped);
-  for (uint64_t block = 0; block < blocks(); ++block) TRY_VOID(SaveMapped(block, mapped));
-  const auto any = [this](uint64_t unit) { return rest_.AnyIn(unit * unit_pages(), unit_pages()); };
-  for (uint64_t unit = 0; unit < claims_.size(); ++unit) {
-    if (!any(unit)) continue;
-    const uint64_t first = unit;
-    while (unit + 1 < claims_.size() && any(unit + 1)) ++unit;
-    TRY_VOID(
-        userfault_->WriteProtect(base + first * unit_bytes(), (unit + 1 - first) * unit_bytes()));
+  for (const uint64_t block : mapped.Blocks(kRamBlockPages)) TRY_VOID(SaveMapped(block, mapped));
+  const std::vector<uint64_t> units = rest_.Blocks(unit_pages());
+  for (size_t i = 0; i < units.size();) {
+    const uint64_t first = units[i];
+    uint64_t end = first;
+    while (i < units.size() && units[i] == end) ++i, ++end;
+    TRY_VOID(userfault_->WriteProtect(base + first * unit_bytes(), (end - first) * unit_bytes()));
   }
   stop_ = TRY(CreateEventFd());
   fault_thread_ = std::thread([this] { ServeFaults(); });
