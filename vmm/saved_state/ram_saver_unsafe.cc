@@ -241,7 +241,7 @@ Result<void> RamSaver::ProtectRest() {
   for (size_t i = 0; i < units.size();) {
     const uint64_t first = units[i];
     uint64_t end = first;
-    while (i < units.size() && units[i] == end) ++i, ++end;
+    for (; i < units.size() && units[i] == end; ++i) ++end;
     TRY_VOID(userfault_->WriteProtect(base + first * unit_bytes(), (end - first) * unit_bytes()));
   }
   stop_ = TRY(CreateEventFd());
