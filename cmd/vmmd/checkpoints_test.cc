@@ -137,6 +137,43 @@ TEST_F(CheckpointsTest, DeletingMergesDisksAndMovesChildrenUp) {
   EXPECT_EQ(TestHost::DiskOf(host_->Vm()), folder_ + "/disk.vhdx");
 }
 
+/// Of a machine whose worker leaves its last words, if any, and ends.
+TEST_F(CheckpointsTest, AnAutomaticOneIsThereUnlessTheLastRunEndedWell) {
+  const std::string worker = folder_ + "/worker", words = folder_ + "/words";
+  ASSERT_TRUE(
+      vmm::ReplaceFile(worker, "#!/bin/sh\ncp " + words + " \"$2/exit\" 2>/dev/null\n").ok());
+  std::filesystem::permissions(worker, std::filesystem::perms::owner_all);
+  host_.reset();
+  host_ = std::make_unique<TestHost>(folder_, worker);
+  host_->MakeVm("");
+  config::Vm vm = host_->Vm();
+  vm.set_automatic_checkpoints(true);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  const auto run = [&] {
+    bool ended = false;
+    host_->checkpoints->Start(vm.id(), [&](const auto&) { ended = true; });
+    for (int i = 0; i < 1000 && !ended; ++i) host_->loop->RunOnce(10);
+    EXPECT_TRUE(ended && host_->Settle());
+    std::vector<std::string> automatic;
+    for (const auto& [id, checkpoint] : host_->All()) {
+      if (checkpoint.checkpoint().automatic()) automatic.push_back(id);
+    }
+    return automatic;
+  };
+  worker::ExitRecord record;
+  record.set_reason("guest shut down");
+  ASSERT_TRUE(vmm::ReplaceFile(words, record.SerializeAsString()).ok());
+  EXPECT_EQ(run(), std::vector<std::string>());
+  EXPECT_EQ(host_->Images().size(), 1u);
+  std::filesystem::remove(words);
+  const auto first = run();  // and the run before it had ended well
+  ASSERT_EQ(first.size(), 1u);
+  const auto second = run();
+  ASSERT_EQ(second.size(), 1u);
+  EXPECT_NE(first, second) << "it is of the last start";
+  EXPECT_EQ(host_->Images().size(), 2u);
+}
+
 TEST_F(CheckpointsTest, TheSameRequestIsTheSameJob) {
   host_->MakeVm("");
   vmm::Checkpoints::CreateOptions options;

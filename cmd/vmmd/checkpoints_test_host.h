@@ -25,12 +25,13 @@ namespace kvmbus::cmd {
 /// A vmmd of a folder: what is in it is found.
 class TestHost {
  public:
-  explicit TestHost(const std::string& folder) : folder_(folder) {
+  explicit TestHost(const std::string& folder, const std::string& worker = "/bin/false")
+      : folder_(folder) {
     loop = std::move(vmm::Loop::Create()).value();
     vmm::Inventory::Options options;
     options.state_dir = folder + "/state";
     options.run_dir = folder + "/run";
-    options.worker_path = "/bin/false";
+    options.worker_path = worker;
     options.check_host = [] { return std::vector<vmm::HostRequirement>(); };
     inventory = std::move(vmm::Inventory::Open(*loop, std::move(options))).value();
     jobs = std::move(vmm::Jobs::Open(folder + "/state/jobs", loop->clock())).value();

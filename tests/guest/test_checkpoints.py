@@ -180,6 +180,53 @@ class CheckpointDeletion(TreeGroup):
 
 
 @group
+class AutomaticCheckpoints(Group):
+    """One at every start, which is gone after a clean stop, and is there after a run that went wrong."""
+
+    def set_up(self):
+        self.disk = self.context.new_disk("automatic", "64M")
+        self.vm = Vm(self.service, "automatic", self.image, disks=[self.disk], dvds=[f"{self.image}/tools.iso"])
+        self.vm.boot("initramfs")
+        self.vm.run("tools && mkfs.ext4 -q -F $(lun 0) && mkdir -p /mnt && mount $(lun 0) /mnt && "
+                    "echo first > /mnt/run && umount /mnt")
+        self.vm.stop()
+        self.service.vmctl("checkpoint", "policy", "automatic", "--automatic", "on")
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def boot(self):
+        self.vm.boot("initramfs")
+        self.vm.run("tools && mkdir -p /mnt && mount $(lun 0) /mnt")
+        return self.vm.run("cat /mnt/run")
+
+    def expect_one(self):
+        eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
+        made = checkpoints(self.service, "automatic")
+        expect_equal([entry["automatic"] for entry in made], [True], "automatic checkpoints")
+        return made[0]["id"]
+
+    def test_a_start_makes_one_and_a_clean_stop_removes_it(self):
+        expect_equal(self.boot(), "first", "what the disk says")
+        self.expect_one()
+        self.vm.run("echo second > /mnt/run && umount /mnt")
+        self.vm.stop()
+        eventually(lambda: not checkpoints(self.service, "automatic") and no_merge_is_owed(self.service), "it goes")
+        expect_equal([disk["path"] for disk in self.vm.show()["disks"]][0], self.disk, "the disk of the machine")
+        self.service.judge_image(self.disk)
+
+    def test_a_run_that_goes_wrong_is_undone(self):
+        expect_equal(self.boot(), "second", "what the disk says")
+        first = self.expect_one()
+        self.vm.run("echo wrong > /mnt/run && sync")
+        self.service.vmctl("vm", "turn-off", "automatic")
+        expect_equal(self.expect_one(), first, "the checkpoint")
+        self.service.vmctl("checkpoint", "apply", "automatic", first)
+        expect_equal(self.boot(), "second", "what the disk says")
+        self.expect_one()
+
+
+@group
 class ManyCheckpoints(Group):
     """Of a machine that is off, and has no disks: what they would take is shown elsewhere."""
 

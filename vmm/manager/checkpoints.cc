@@ -27,7 +27,7 @@ Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles
   subscription_ = inventory_.Subscribe([this](const std::string& vm) {
     const auto view = inventory_.Get(vm);
     // An automatic checkpoint is for a run that goes wrong.
-    if (view.ok() && view->status.clean_stop()) DeleteAutomatic(vm, "");
+    if (view.ok() && view->status.clean_stop() && !starting_.contains(vm)) DeleteAutomatic(vm, "");
   });
   Recover();
 }
@@ -188,16 +188,24 @@ void Checkpoints::Start(const std::string& vm, Ended ended) {
       "Automatic Checkpoint - " +
       DefaultCheckpointName(view->config.name(), FiletimeOfRealtime(loop_.clock().RealtimeNs()));
   options.name.resize(std::min(options.name.size(), kMaxCheckpointNameBytes));
+  const bool is_first = starting_.insert(vm).second;  // else what follows is refused
   const auto made = Create(options, [this, alive = alive_, vm, ended](const Result<void>& result) {
     if (!*alive) return;
-    if (!result.ok()) return ended(result);
+    if (!result.ok()) {
+      starting_.erase(vm);
+      return ended(result);
+    }
     inventory_.Start(vm, [this, alive, vm, ended](const Result<void>& started) {
+      if (*alive) starting_.erase(vm);
       ended(started);
+      if (!*alive) return;
       const auto now = inventory_.Get(vm);
-      if (*alive && now.ok()) DeleteAutomatic(vm, now->config.parent_checkpoint());
+      if (now.ok()) DeleteAutomatic(vm, now->config.parent_checkpoint());
     });
   });
-  if (!made.ok()) ended(made.error());
+  if (made.ok()) return;
+  if (is_first) starting_.erase(vm);
+  ended(made.error());
 }
 
 /// One at a time: the end of the job brings the next one.

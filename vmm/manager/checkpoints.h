@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "vmm/checkpoint/disk_files.h"
@@ -101,6 +102,8 @@ class Checkpoints {
   DiskMerger merger_;
   CaptureFollower follower_;
   Inventory::Subscription subscription_;
+  /// Machines with automatic checkpoints: how their last run ended does not matter any more.
+  std::set<std::string> starting_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   FileThread file_thread_{loop_, "work/files"};  // last: its work uses the above
 };
