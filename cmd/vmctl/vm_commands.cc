@@ -335,9 +335,8 @@ void AddFreezeCommands(CLI::App* vm, Context& context) {
   auto freeze = std::make_shared<std::pair<std::string, uint32_t>>("", 30);
   CLI::App* verb = vm->add_subcommand(
       "freeze",
-      "Bring the guest's file systems to rest, for a backup of its disks; they are thawed after 10 "
-      "s "
-      "unless 'vmctl vm thaw' comes before, which says whether they were at rest until then");
+      "Bring the guest's file systems to rest, for a backup of its disks; they are thawed after "
+      "10 s unless 'vmctl vm thaw' comes before, which says whether they were at rest until then");
   verb->group("");
   verb->add_option("VM", freeze->first, "Name or id")->required();
   verb->add_option("--timeout", freeze->second,
@@ -363,12 +362,7 @@ void AddFreezeCommands(CLI::App* vm, Context& context) {
   });
 }
 
-}  // namespace
-
-void AddVmCommands(CLI::App& app, Context& context) {
-  CLI::App* vm = app.add_subcommand("vm", "Virtual machines");
-  vm->require_subcommand(1);
-
+void AddCreateCommand(CLI::App* vm, Context& context) {
   auto create = std::make_shared<CreateArguments>();
   CLI::App* verb = vm->add_subcommand("create", "Create a virtual machine");
   verb->add_option("NAME", create->name)->required();
@@ -399,14 +393,10 @@ void AddVmCommands(CLI::App& app, Context& context) {
   verb->add_flag("--no-backup", create->no_backup,
                  "Without the backup service (volume checkpoint)");
   verb->callback([&context, create] { context.exit_status = Create(context, *create); });
+}
 
-  AddImportCommand(vm, context);
-  AddExportCommand(vm, context);
-  vm->add_subcommand("list", "List the virtual machines")->callback([&context] {
-    context.exit_status = VmCommands(context).List();
-  });
-
-  // Verbs that take a VM and nothing else.
+/// Verbs that take a VM and nothing else.
+void AddPlainCommands(CLI::App* vm, Context& context) {
   using Act = std::function<int(VmCommands&, const std::string&)>;
   const auto reference = [](const std::string& name) {
     api::VmReference request;
@@ -453,21 +443,27 @@ void AddVmCommands(CLI::App& app, Context& context) {
       context.exit_status = act(commands, *target);
     });
   }
+}
 
-  auto upgraded = std::make_shared<std::string>();
+void AddUpgradeCommand(CLI::App* vm, Context& context) {
+  auto target = std::make_shared<std::string>();
   auto agreed = std::make_shared<bool>(false);
-  verb = vm->add_subcommand("upgrade", "Bring its configuration to the newest version; it is off");
-  verb->add_option("VM", *upgraded, "Name or id")->required();
+  CLI::App* verb =
+      vm->add_subcommand("upgrade", "Bring its configuration to the newest version; it is off");
+  verb->add_option("VM", *target, "Name or id")->required();
   verb->add_flag("--yes", *agreed, "Without asking: saved memory is lost, there is no way back");
-  verb->callback([&context, upgraded, agreed] {
-    context.exit_status = VmCommands(context).Upgrade(*upgraded, *agreed);
+  verb->callback([&context, target, agreed] {
+    context.exit_status = VmCommands(context).Upgrade(*target, *agreed);
   });
+}
 
+void AddStopCommand(CLI::App* vm, Context& context) {
   auto stop = std::make_shared<api::StopVmRequest>();
   auto target = std::make_shared<std::string>();
   auto timeout = std::make_shared<uint32_t>(300);
   auto force = std::make_shared<bool>(false), restart = std::make_shared<bool>(false);
-  verb = vm->add_subcommand("stop", "Ask the guest to shut down, and wait until it is off");
+  CLI::App* verb =
+      vm->add_subcommand("stop", "Ask the guest to shut down, and wait until it is off");
   verb->add_option("VM", *target, "Name or id")->required();
   verb->add_option("--timeout", *timeout, "Seconds to wait (default 300)");
   verb->add_flag("--force", *force, "Tell the guest not to ask its programs");
@@ -479,37 +475,58 @@ void AddVmCommands(CLI::App& app, Context& context) {
     stop->set_restart(*restart);
     context.exit_status = VmCommands(context).Stop(*stop);
   });
+}
 
-  auto wait_target = std::make_shared<std::string>(),
+void AddWaitCommand(CLI::App* vm, Context& context) {
+  auto target = std::make_shared<std::string>(),
        condition = std::make_shared<std::string>("running");
-  auto wait_timeout = std::make_shared<uint32_t>(300);
-  verb = vm->add_subcommand("wait", "Wait for a state");
-  verb->add_option("VM", *wait_target, "Name or id")->required();
+  auto timeout = std::make_shared<uint32_t>(300);
+  CLI::App* verb = vm->add_subcommand("wait", "Wait for a state");
+  verb->add_option("VM", *target, "Name or id")->required();
   verb->add_option("--for", *condition, "running, off or heartbeat (default running)");
-  verb->add_option("--timeout", *wait_timeout, "Seconds (default 300)");
-  verb->callback([&context, wait_target, condition, wait_timeout] {
+  verb->add_option("--timeout", *timeout, "Seconds (default 300)");
+  verb->callback([&context, target, condition, timeout] {
     api::WaitVmRequest request;
-    request.set_vm(*wait_target);
+    request.set_vm(*target);
     request.set_condition(*condition);
-    request.set_timeout_seconds(*wait_timeout);
+    request.set_timeout_seconds(*timeout);
     context.exit_status = VmCommands(context).Simple(request, &api::VirtualMachines::Stub::WaitVm);
   });
+}
 
-  AddSaveCommand(vm, context);
-  AddFreezeCommands(vm, context);
-
-  auto pulse_target = std::make_shared<std::string>();
+void AddPulseCommand(CLI::App* vm, Context& context) {
+  auto target = std::make_shared<std::string>();
   auto count = std::make_shared<uint32_t>(1);
-  verb =
+  CLI::App* verb =
       vm->add_subcommand("pulse", "Save, reset and restore it in place; the guest must not notice");
-  verb->add_option("VM", *pulse_target, "Name or id")->required();
+  verb->add_option("VM", *target, "Name or id")->required();
   verb->add_option("--count", *count, "How often (default 1)");
-  verb->callback([&context, pulse_target, count] {
+  verb->callback([&context, target, count] {
     api::PulseVmRequest request;
-    request.set_vm(*pulse_target);
+    request.set_vm(*target);
     request.set_count(*count);
     context.exit_status = VmCommands(context).Simple(request, &api::VirtualMachines::Stub::PulseVm);
   });
+}
+
+}  // namespace
+
+void AddVmCommands(CLI::App& app, Context& context) {
+  CLI::App* vm = app.add_subcommand("vm", "Virtual machines");
+  vm->require_subcommand(1);
+  AddCreateCommand(vm, context);
+  AddImportCommand(vm, context);
+  AddExportCommand(vm, context);
+  vm->add_subcommand("list", "List the virtual machines")->callback([&context] {
+    context.exit_status = VmCommands(context).List();
+  });
+  AddPlainCommands(vm, context);
+  AddUpgradeCommand(vm, context);
+  AddStopCommand(vm, context);
+  AddWaitCommand(vm, context);
+  AddSaveCommand(vm, context);
+  AddFreezeCommands(vm, context);
+  AddPulseCommand(vm, context);
 }
 
 }  // namespace kvmbus::cmd
