@@ -172,6 +172,17 @@ TEST_F(CheckpointsTest, AnAutomaticOneIsThereUnlessTheLastRunEndedWell) {
   ASSERT_EQ(second.size(), 1u);
   EXPECT_NE(first, second) << "it is of the last start";
   EXPECT_EQ(host_->Images().size(), 2u);
+
+  // A run that ends well while no service looks on, and one that does not.
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_EQ(host_->All().size(), 1u);
+  ASSERT_TRUE(
+      vmm::ReplaceFile(folder_ + "/run/" + vm.id() + "/exit", record.SerializeAsString()).ok());
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_TRUE(host_->All().empty());
+  EXPECT_EQ(host_->Images().size(), 1u);
 }
 
 TEST_F(CheckpointsTest, TheSameRequestIsTheSameJob) {

@@ -24,12 +24,14 @@ Checkpoints::Checkpoints(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles
       merger_(loop, inventory, jobs, files),
       follower_(loop, inventory, jobs) {
   inventory_.SetImageWorker(&merger_);
-  subscription_ = inventory_.Subscribe([this](const std::string& vm) {
+  // An automatic checkpoint is for a run that goes wrong.
+  const auto tidy = [this](const std::string& vm) {
     const auto view = inventory_.Get(vm);
-    // An automatic checkpoint is for a run that goes wrong.
     if (view.ok() && view->status.clean_stop() && !starting_.contains(vm)) DeleteAutomatic(vm, "");
-  });
+  };
+  subscription_ = inventory_.Subscribe(tidy);
   Recover();
+  for (const auto& view : inventory_.List()) tidy(view.config.id());
 }
 
 Checkpoints::~Checkpoints() {

@@ -33,6 +33,12 @@ Code ToCode(uint32_t code) {
   return code >= 1 && code <= 15 ? static_cast<Code>(code) : Code::kUnknown;
 }
 
+void TakeLastWords(const worker::ExitRecord& exit, worker::Status* status) {
+  status->set_reason(exit.reason());
+  status->set_clean_stop(exit.code() == 0 && exit.reason() == kGuestShutDown);
+  if (exit.has_crash()) *status->mutable_crash() = exit.crash();
+}
+
 }  // namespace
 
 Inventory::Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store)
@@ -92,8 +98,7 @@ void Inventory::FindEnded(Record& record) {
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
   worker::ExitRecord exit;
   if (exit_bytes.ok() && exit.ParseFromString(*exit_bytes)) {
-    record.status.set_reason(exit.reason());
-    if (exit.has_crash()) *record.status.mutable_crash() = exit.crash();
+    TakeLastWords(exit, &record.status);
   } else if (ran) {
     record.status.set_reason("its worker ended without a word while vmmd was away (killed?)");
   }
@@ -401,9 +406,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   status.set_state(RestStateOf(record.config));
   if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
   if (has_record) {
-    status.set_reason(exit.reason());
-    status.set_clean_stop(exit.code() == 0 && exit.reason() == kGuestShutDown);
-    if (exit.has_crash()) *status.mutable_crash() = exit.crash();
+    TakeLastWords(exit, &status);
   } else {
     status.set_reason(fmt::format("its worker {}",
                                   how.empty() ? "ended without a word (killed?)" : "was " + how));
