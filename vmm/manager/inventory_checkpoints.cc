@@ -2,6 +2,7 @@
 // What the inventory knows of checkpoints, and how it changes the files of a VM and of its
 // checkpoints together.
 #include <algorithm>
+#include <filesystem>
 
 #include "vmm/config/vm_files.h"
 #include "vmm/manager/inventory_record.h"
@@ -53,8 +54,15 @@ Result<void> Inventory::Store(const config::Vm& vm) {
 
 Result<void> Inventory::Make(const config::FileChange& change) {
   for (const config::Vm& vm : change.store()) TRY_VOID(Store(vm));
-  for (const config::FileLink& link : change.links())
-    TRY_VOID(link.from().empty() ? RemoveFile(link.to()) : LinkFile(link.from(), link.to()));
+  for (const config::FileLink& link : change.links()) {
+    if (link.from().empty()) {
+      TRY_VOID(RemoveFile(link.to()));
+      continue;
+    }
+    // 5.0 has saved states in folders of their own; one that was never saved has none yet.
+    TRY_VOID(MakeFolders(std::filesystem::path(link.to()).parent_path().string()));
+    TRY_VOID(LinkFile(link.from(), link.to()));
+  }
   for (const config::Vm& vm : change.remove()) {
     const auto removed = store_->Delete(vm);
     if (!removed.ok() && removed.error().code() != Code::kNotFound) return removed;
