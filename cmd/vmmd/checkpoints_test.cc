@@ -108,6 +108,17 @@ TEST_F(CheckpointsTest, OneWithoutMemoryLeavesTheMachineOff) {
   EXPECT_NE(vmm::ReadWholeFile(vmm::StateFileOf(host_->Vm())).value_or(""), "memory");
 }
 
+/// Saved states of 5.0 have folders of their own, which a save or a checkpoint makes first.
+TEST_F(CheckpointsTest, OneOfVersionFiveAppliesToAMachineThatHasNoSavedState) {
+  host_->MakeVm("memory 1", "5.0");
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->SaveWith("");
+  std::filesystem::remove_all(vmm::FolderOf(vmm::StateFileOf(host_->Vm())));
+  ASSERT_TRUE(host_->Apply("one").ok());
+  EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 1");
+  EXPECT_TRUE(vmm::FileExists(vmm::MemoryFileOf(host_->Vm())));
+}
+
 TEST_F(CheckpointsTest, ARestartFindsTheTree) {
   host_->MakeVm("m");
   ASSERT_TRUE(host_->Create("one").ok());

@@ -54,7 +54,7 @@ class TestHost {
   vmm::CheckpointMap All() const { return inventory->Checkpoints(Id()); }
 
   /// A machine with one disk of 4 MiB, saved with `memory` unless that is "".
-  void MakeVm(const std::string& memory) {
+  void MakeVm(const std::string& memory, const std::string& version = "") {
     const std::string disk = folder_ + "/disk.vhdx";
     virtdev::CreateDiskOptions options;
     options.size_bytes = kBlocks * kBlock;
@@ -62,6 +62,7 @@ class TestHost {
     ASSERT_TRUE(virtdev::CreateDisk(disk, options).ok());
     config::Vm vm;
     vm.set_name("t");
+    vm.set_version(version);
     vm.set_memory_bytes(64u << 20);
     ASSERT_TRUE(vmm::ReplaceFile(folder_ + "/vmlinuz", "kernel").ok());
     vm.mutable_firmware()->set_kernel(folder_ + "/vmlinuz");
@@ -77,9 +78,10 @@ class TestHost {
     config::Vm vm = Vm();
     vm.set_saved(!memory.empty());
     if (!memory.empty()) {
-      ASSERT_TRUE(vmm::MakeFolders(vmm::MachinesFolderOf(vm)).ok());
-      // Another file, as a worker's is: what is linked to a checkpoint stays.
-      ASSERT_TRUE(vmm::ReplaceFile(vmm::StateFileOf(vm), memory).ok());
+      ASSERT_TRUE(vmm::MakeFolders(vmm::FolderOf(vmm::StateFileOf(vm))).ok());
+      // Others, as a worker's are: what is linked to a checkpoint stays.
+      for (const std::string& file : vmm::SavedStateFilesOf(vm))
+        ASSERT_TRUE(vmm::ReplaceFile(file, memory).ok());
     }
     ASSERT_TRUE(inventory->Store(vm).ok());
   }

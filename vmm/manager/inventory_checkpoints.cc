@@ -2,7 +2,6 @@
 // What the inventory knows of checkpoints, and how it changes the files of a VM and of its
 // checkpoints together.
 #include <algorithm>
-#include <filesystem>
 
 #include "vmm/config/vm_files.h"
 #include "vmm/manager/inventory_record.h"
@@ -57,11 +56,11 @@ Result<void> Inventory::Make(const config::FileChange& change) {
   for (const config::FileLink& link : change.links()) {
     if (link.from().empty()) {
       TRY_VOID(RemoveFile(link.to()));
-      continue;
+    } else {
+      // 5.0 has saved states in folders of their own; one that was never saved has none yet.
+      TRY_VOID(MakeFolders(FolderOf(link.to()), 0750));
+      TRY_VOID(LinkFile(link.from(), link.to()));
     }
-    // 5.0 has saved states in folders of their own; one that was never saved has none yet.
-    TRY_VOID(MakeFolders(std::filesystem::path(link.to()).parent_path().string()));
-    TRY_VOID(LinkFile(link.from(), link.to()));
   }
   for (const config::Vm& vm : change.remove()) {
     const auto removed = store_->Delete(vm);
