@@ -117,13 +117,13 @@ class Vm:
     """A virtual machine of a Service, with its console."""
 
     def __init__(self, service, name, image, vcpus=1, memory="512M", root=False, disks=(), dvds=(), shared=(),
-                 append="", com1="console", quiet=True, version="", options=()):
+                 append="", com1="console", quiet=True, options=()):
         self.service, self.name, self.console = service, name, None
         words = ["console=ttyS0", "panic=-1"] + (["quiet"] if quiet else [])
         words += (["kvmbus.root=0"] if root else []) + ([append] if append else [])
         arguments = ["--vcpus", str(vcpus), "--memory", memory, "--kernel", f"{image}/vmlinuz", "--initrd",
                      f"{image}/initrd", "--append", " ".join(words), "--com1", com1]
-        arguments += [*(["--version", version] if version else []), *options]
+        arguments += options
         for disk in disks:
             arguments += ["--disk", disk]
         for disk in shared:

@@ -237,7 +237,7 @@ class PowerCutInTransfers(PowerGroup):
         disk = f"{self.at}/disks/m.vhdx"
         self.service.vmctl("disk", "create", disk, "--size", "16M")
         vm = Vm(self.service, "m", self.image, memory="192M", disks=[disk], dvds=[f"{self.image}/tools.iso"],
-                version="5.0")
+                options=["--version", "5.0"])
         self.guest_writes(vm, "tools && head -c 3145728 /dev/urandom > $(lun 0) && sync")
         self.service.vmctl("checkpoint", "create", "m", "--name", "one")
         self.guest_writes(vm, "tools && head -c 6291456 /dev/urandom > $(lun 0) && sync")

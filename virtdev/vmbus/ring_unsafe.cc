@@ -32,34 +32,37 @@ std::atomic_ref<uint32_t> Word(const vmm::PageMapping& mapping, size_t offset) {
   return std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(bytes.data()));
 }
 
-// SAFETY of the next three: [at, at + size) of the ring's data, which is in the mapping twice, is
-// the caller's to check: at < the data's size, size <= it.
-void Copy(const vmm::PageMapping& mapping, size_t at, std::span<uint8_t> to) {
-  for (at += kRingControlBytes; !to.empty();) {
-    const auto piece = mapping.Piece(at, to.size());
-    std::memcpy(to.data(), piece.data(), piece.size());
-    to = to.subspan(piece.size());
-    at += piece.size();
-  }
-}
-
-void Copy(const vmm::PageMapping& mapping, size_t at, size_t size, std::vector<uint8_t>* to) {
-  to->clear();
+// SAFETY: [at, at + size) of the ring's data, which is in the mapping twice, is the caller's to
+// check: at < the data's size, size <= it.
+template <typename Visit>
+void ForEachPiece(const vmm::PageMapping& mapping, size_t at, size_t size, Visit visit) {
   for (at += kRingControlBytes; size != 0;) {
     const auto piece = mapping.Piece(at, size);
-    to->insert(to->end(), piece.begin(), piece.end());
+    visit(piece);
     size -= piece.size();
     at += piece.size();
   }
 }
 
+void Copy(const vmm::PageMapping& mapping, size_t at, std::span<uint8_t> to) {
+  ForEachPiece(mapping, at, to.size(), [&to](std::span<const uint8_t> piece) {
+    std::memcpy(to.data(), piece.data(), piece.size());
+    to = to.subspan(piece.size());
+  });
+}
+
+void Copy(const vmm::PageMapping& mapping, size_t at, size_t size, std::vector<uint8_t>* to) {
+  to->clear();
+  ForEachPiece(mapping, at, size, [to](std::span<const uint8_t> piece) {
+    to->insert(to->end(), piece.begin(), piece.end());
+  });
+}
+
 void Put(const vmm::PageMapping& mapping, size_t at, std::span<const uint8_t> bytes) {
-  for (at += kRingControlBytes; !bytes.empty();) {
-    const auto piece = mapping.Piece(at, bytes.size());
+  ForEachPiece(mapping, at, bytes.size(), [&bytes](std::span<uint8_t> piece) {
     std::memcpy(piece.data(), bytes.data(), piece.size());
     bytes = bytes.subspan(piece.size());
-    at += piece.size();
-  }
+  });
 }
 
 uint32_t DataBytes(const vmm::PageMapping& mapping) {

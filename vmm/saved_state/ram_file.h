@@ -4,6 +4,7 @@
 /// memory file; a block that is zero has no place. One may be compressed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -16,6 +17,11 @@ namespace kvmbus::vmm {
 
 inline constexpr uint64_t kRamBlockBytes = 1u << 20;
 inline constexpr uint64_t kRamBlockPages = kRamBlockBytes / kPageSize;
+
+/// Blocks that are protected, and come, together: those of a huge page, else one.
+inline uint64_t BlocksTogether(const GuestMemory& memory) {
+  return std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes);
+}
 
 /// Where blocks go. Any thread; one at a time for a block.
 class RamTarget {

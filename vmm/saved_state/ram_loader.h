@@ -59,7 +59,7 @@ class RamLoader {
   const RamSource source_;
   const Options options_;
   const Failed failed_;
-  const uint64_t unit_blocks_;  ///< of what comes at once: one, or the blocks of a huge page
+  const uint64_t unit_blocks_;          ///< BlocksTogether
   std::optional<Userfault> userfault_;  ///< none: eager
   Fd stop_;
   std::atomic<uint64_t> next_unit_{0};

@@ -42,7 +42,7 @@ RamLoader::RamLoader(GuestMemory& memory, RamSource source, const Options& optio
       source_(std::move(source)),
       options_(options),
       failed_(std::move(failed)),
-      unit_blocks_(std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes)) {}
+      unit_blocks_(BlocksTogether(memory)) {}
 
 RamLoader::~RamLoader() {
   abandoned_ = true;

@@ -77,8 +77,7 @@ class RamSaver {
   RamTarget& target_;
   const Options options_;
   const Progress progress_;
-  /// Of what is protected: one, or the blocks of a huge page.
-  const uint64_t unit_blocks_;
+  const uint64_t unit_blocks_;  ///< BlocksTogether
   PageSet backed_;  ///< the host has them; a look at another one would make it have that too
   PageSet rest_;    ///< changed since they were copied
   bool tracking_ = false;

@@ -33,7 +33,7 @@ RamSaver::RamSaver(GuestMemory& memory, DirtyTracker& tracker, RamTarget& target
       target_(target),
       options_(options),
       progress_(std::move(progress)),
-      unit_blocks_(std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes)),
+      unit_blocks_(BlocksTogether(memory)),
       backed_(memory.ram_pages()),
       rest_(memory.ram_pages()),
       claims_(memory.ram_bytes() / unit_bytes()) {
@@ -172,11 +172,11 @@ Result<void> RamSaver::SavePages(uint64_t block, bool somebody_waits) {
   return {};
 }
 
-/// Those of them that are in `mapped`; all of a compressed block.
+/// Those of them that are in `mapped`, which has some of the block's; all of a compressed block,
+/// for it is written as a whole, and what is mapped would be of another instant later.
 Result<void> RamSaver::SaveMapped(uint64_t block, const PageSet& mapped) {
   const uint64_t first = block * kRamBlockPages, end = first + kRamBlockPages;
-  if (target_.IsCompressed(block) && mapped.AnyIn(first, kRamBlockPages))
-    return SavePages(block, true);
+  if (target_.IsCompressed(block)) return SavePages(block, true);
   for (auto run = mapped.NextRun(first, end); !run.empty(); run = mapped.NextRun(run.end, end)) {
     for (auto rest = rest_.NextRun(run.first, run.end); !rest.empty();
          rest = rest_.NextRun(rest.end, run.end)) {
