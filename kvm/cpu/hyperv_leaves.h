@@ -53,7 +53,6 @@ inline constexpr uint32_t kMsrTscEmulationStatus = 0x40000108;
 
 inline constexpr unsigned kSintCount = 16;
 inline constexpr unsigned kStimerCount = 4;
-inline constexpr uint64_t kSintMasked = 1u << 16;
 
 inline constexpr uint64_t kCrashNotify = uint64_t{1} << 63;
 inline constexpr uint64_t kCrashMessage = uint64_t{1} << 62;

@@ -23,7 +23,6 @@ class WriteLog {
     words_ = std::vector<std::atomic<uint64_t>>((granules + 63) / 64);
   }
 
-  uint64_t granule_bytes() const { return granule_; }
   /// [offset, offset + length) has changed. Ranges lie within the disk.
   void Mark(uint64_t offset, uint64_t length) {
     if (length == 0) return;

@@ -29,6 +29,16 @@ Result<Fd> OpenFile(const std::string& path, int flags, mode_t mode) {
   return Fd(fd);
 }
 
+Result<Fd> OpenRegularFile(const std::string& path) {
+  // Without O_NONBLOCK a FIFO that nobody writes to would wait here.
+  Fd fd = TRY(OpenFile(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY));
+  struct stat about = {};
+  if (::fstat(fd.get(), &about) < 0) return Error::FromErrno(errno, fmt::format("'{}'", path));
+  if (!S_ISREG(about.st_mode)) return MakeError(Code::kDataLoss, "'{}' is no regular file", path);
+  if (::fcntl(fd.get(), F_SETFL, 0) < 0) return Error::FromErrno(errno, "clearing O_NONBLOCK");
+  return fd;
+}
+
 Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes) {
   const Fd fd = TRY(OpenFile(path, O_RDONLY));
   std::string content;
@@ -88,25 +98,49 @@ Result<void> ReplaceFile(const std::string& path, std::string_view content, mode
   return SyncFolder(FolderOf(path));
 }
 
-void RemoveUnfinished(const std::string& folder) {
-  const std::string mark = fmt::format("{}.", kUnfinishedSuffix);
+namespace {
+
+/// The name for which this one was a temporary one, "" if it is none.
+std::string_view NameThatItWasFor(std::string_view name) {
+  const size_t dot = name.find_last_not_of("0123456789");
+  if (dot == std::string_view::npos || dot + 1 == name.size() || name[dot] != '.') return {};
+  name = name.substr(0, dot);
+  if (!name.ends_with(kUnfinishedSuffix)) return {};
+  return name.substr(0, name.size() - kUnfinishedSuffix.size());
+}
+
+/// All of a folder, or those for one name in it.
+std::vector<std::string> Unfinished(const std::string& folder, std::string_view name) {
+  std::vector<std::string> list;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
-    const size_t at = name.rfind(mark);
-    if (at == std::string::npos || at == 0 || at + mark.size() == name.size()) continue;
-    if (name.find_first_not_of("0123456789", at + mark.size()) != std::string::npos) continue;
-    ::unlink(entry.path().c_str());
+    const std::string there = entry.path().filename().string();
+    const std::string_view wanted = NameThatItWasFor(there);
+    if (!wanted.empty() && (name.empty() || wanted == name)) list.push_back(entry.path().string());
   }
+  return list;
+}
+
+}  // namespace
+
+std::vector<std::string> UnfinishedOf(const std::string& path) {
+  return Unfinished(FolderOf(path), std::filesystem::path(path).filename().string());
+}
+
+void RemoveUnfinished(const std::string& folder) {
+  for (const std::string& path : Unfinished(folder, "")) ::unlink(path.c_str());
+}
+
+void RemoveUnfinishedOf(const std::string& path) {
+  for (const std::string& one : UnfinishedOf(path)) ::unlink(one.c_str());
 }
 
 Result<void> LinkFile(const std::string& from, const std::string& to) {
   const std::string temporary = TemporaryName(to);
   ::unlink(temporary.c_str());
   if (::link(from.c_str(), temporary.c_str()) < 0) {
-    const int failed = errno;
-    if (failed == ENOENT && FileExists(to)) return {};
-    if (failed == ENOENT) return Error::FromErrno(failed, fmt::format("'{}'", from));
+    // Never taken as done, even if `to` is there: that may be another file.
+    if (errno == ENOENT) return Error::FromErrno(errno, fmt::format("'{}'", from));
     const Fd file = TRY(OpenFile(from, O_RDONLY));
     TRY_VOID(CopyToNewFile(file.get(), temporary, nullptr));
   }

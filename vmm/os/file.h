@@ -7,6 +7,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "vmm/os/fd.h"
 
@@ -14,6 +15,10 @@ namespace kvmbus::vmm {
 
 /// open(2) with O_CLOEXEC. The error names the path.
 Result<Fd> OpenFile(const std::string& path, int flags, mode_t mode = 0644);
+
+/// To read what somebody else may have put there: never waits, as a FIFO would, and follows no
+/// symbolic link in place of the file. Refuses whatever is no regular file.
+Result<Fd> OpenRegularFile(const std::string& path);
 
 /// Reads a whole file; refuses one over `limit_bytes` (kOutOfRange).
 Result<std::string> ReadWholeFile(const std::string& path, uint64_t limit_bytes = 16u << 20);
@@ -35,12 +40,15 @@ inline constexpr std::string_view kUnfinishedSuffix = ".new";
 
 /// Of what is to get the name `path` when it is whole; no other process's.
 std::string TemporaryName(const std::string& path);
-/// Removes what had such a name in the folder when its writer was killed. Only where nobody
-/// can be writing.
+/// The files with such a name for `path`: their writers run yet, or were killed.
+std::vector<std::string> UnfinishedOf(const std::string& path);
+/// Removes what had such a name, in the folder or for the one path, when its writer was killed.
+/// Only where nobody can be writing.
 void RemoveUnfinished(const std::string& folder);
+void RemoveUnfinishedOf(const std::string& path);
 
 /// A second name for a file, in place of what has that name; where the file system has no second
-/// names, a copy. Done twice it is done once: kNotFound only if neither name is there.
+/// names, a copy. Done twice it is done once, for `from` stays; kNotFound if it is not there.
 Result<void> LinkFile(const std::string& from, const std::string& to);
 /// Removes a name, durably; it need not be there.
 Result<void> RemoveFile(const std::string& path);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Logging: spdlog to standard error, in the journal's form ("<4>text") under systemd. Whoever
-/// decides logs an error, once; a library returns it. What a guest can trigger goes through
+/// Logging: spdlog to standard error, in the journal's form ("<4>text") if that is the journal.
+/// Whoever decides logs an error, once; a library returns it. What a guest can trigger goes through
 /// LogLimited.
 #pragma once
 
@@ -13,7 +13,15 @@
 
 namespace kvmbus::vmm {
 
-/// Call once, first thing in main. `prefix` names the process ("vmmd", "vmm web").
+/// What systemd puts into JOURNAL_STREAM if `fd` leads to the journal: "DEVICE:INODE", or "" if it
+/// is not open.
+std::string JournalStreamOf(int fd);
+
+/// True if standard error is the journal's, and not only that of a process that started this one.
+bool LogsToJournal();
+
+/// Call once, first thing in main. `prefix` names the process ("vmmd", "vmm web"); in the journal
+/// its identifier does.
 void SetUpLogging(const std::string& prefix, bool verbose);
 
 /// At most `kBurst` lines per `kWindowNs` for each call site; the rest are counted and reported.

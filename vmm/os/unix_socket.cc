@@ -126,4 +126,12 @@ Result<void> ReceiveFrame(int socket, std::span<uint8_t> buffer, int timeout_ms)
   return {};
 }
 
+Result<pid_t> ListenerOf(int fd) {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+    return Error::FromErrno(errno, "asking who listens");
+  return peer.pid;
+}
+
 }  // namespace kvmbus::vmm

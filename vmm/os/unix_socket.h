@@ -3,6 +3,8 @@
 /// Unix stream sockets: non-blocking, close-on-exec.
 #pragma once
 
+#include <sys/types.h>
+
 #include <span>
 #include <string>
 #include <vector>
@@ -28,5 +30,8 @@ Result<size_t> ReceiveSome(int socket, std::span<uint8_t> buffer, std::vector<Fd
                            size_t max_fds = 0);
 /// Fills the buffer, waiting at most `timeout_ms` in all: kUnavailable, kDeadlineExceeded.
 Result<void> ReceiveFrame(int socket, std::span<uint8_t> buffer, int timeout_ms);
+
+/// The process that listened when this end connected (unix(7), SO_PEERCRED).
+Result<pid_t> ListenerOf(int fd);
 
 }  // namespace kvmbus::vmm

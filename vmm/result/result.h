@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <tl/expected.hpp>
@@ -36,7 +37,8 @@ enum class Code {
   kDataLoss = 15,
 };
 
-std::string_view CodeName(Code code);
+/// The code of this number, as a peer or a file gives it; kUnknown for one that is no failure's.
+Code CodeFromNumber(uint32_t number);
 
 /// The canonical code that an errno value stands for (ENOENT: kNotFound, EACCES: kPermissionDenied,
 /// ...).
@@ -88,10 +90,6 @@ Error MakeError(Code code, fmt::format_string<Args...> format, Args&&... args) {
 
 namespace internal {
 [[noreturn]] void AssertFailed(const char* expression, const char* file, int line);
-template <typename T>
-Error TakeError(Result<T>& result) {
-  return std::move(result.error());
-}
 }  // namespace internal
 
 }  // namespace kvmbus::vmm

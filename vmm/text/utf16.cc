@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/text/utf16.h"
 
+#include "vmm/text/utf8.h"
+
 namespace kvmbus::vmm {
 namespace {
 
@@ -24,26 +26,6 @@ void AppendUtf8(uint32_t code, std::string* text) {
     add(0x80 | (code >> 6 & 0x3f));
     add(0x80 | (code & 0x3f));
   }
-}
-
-/// The code point at `at`, which moves on; nullopt for what is not the shortest form of one.
-std::optional<uint32_t> NextCodePoint(std::string_view text, size_t* at) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t first = byte((*at)++);
-  if (first < 0x80) return first;
-  const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-  if (first < 0xc2 || first > 0xf4 || text.size() - *at < static_cast<size_t>(more))
-    return std::nullopt;
-  uint32_t code = first & (0x3fu >> more);
-  for (int i = 0; i < more; ++i) {
-    const uint8_t next = byte((*at)++);
-    if ((next & 0xc0) != 0x80) return std::nullopt;
-    code = code << 6 | (next & 0x3f);
-  }
-  constexpr uint32_t kLeast[] = {0, 0x80, 0x800, 0x10000};
-  if (code < kLeast[more] || code > 0x10ffff || IsHighSurrogate(code) || IsLowSurrogate(code))
-    return std::nullopt;
-  return code;
 }
 
 }  // namespace
