@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/vmm/console_server.h"
 
-#include <sys/socket.h>
-
-#include <cerrno>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 #include "vmm/os/unix_socket.h"
 
@@ -39,7 +38,6 @@ ConsoleServer::~ConsoleServer() {
   OnOutput();  // the last words
   loop_.Unwatch(listener_.get());
   if (output_ready_.valid()) loop_.Unwatch(output_ready_.get());
-  for (auto& [id, client] : clients_) loop_.Unwatch(client.fd.get());
   ::unlink(path_.c_str());
 }
 
@@ -66,8 +64,8 @@ void ConsoleServer::OnOutput() {
   TrimFront(history_, kHistoryBytes);
   for (auto client = clients_.begin(); client != clients_.end();) {
     const uint64_t id = client->first;
-    ++client;  // Queue may drop it
-    Queue(id, bytes);
+    ++client;  // Send may drop it
+    Send(id, bytes);
   }
 }
 
@@ -75,60 +73,20 @@ void ConsoleServer::Accept() {
   vmm::Fd fd = vmm::AcceptUnix(listener_.get());
   if (!fd.valid() || clients_.size() >= kClientLimit) return;
   const uint64_t id = next_client_++;
-  const int raw = fd.get();
-  clients_[id].fd = std::move(fd);
-  if (!loop_.Watch(raw, EPOLLIN, [this, id](uint32_t events) { OnClientReady(id, events); }).ok()) {
-    clients_.erase(id);
-    return;
-  }
-  Queue(id, history_);
+  vmm::Connection::Options options;
+  options.backlog_limit = kBacklogLimit;
+  options.when_full = vmm::Connection::WhenFull::kLoseOldest;
+  vmm::Connection::Callbacks callbacks;
+  callbacks.received = [this](std::string_view typed) { input_(typed); };
+  callbacks.closed = [this, id](const vmm::Error&) { clients_.erase(id); };
+  auto client = vmm::Connection::Open(loop_, std::move(fd), options, std::move(callbacks));
+  if (!client.ok()) return;
+  clients_[id] = std::move(*client);
+  Send(id, history_);
 }
 
-void ConsoleServer::OnClientReady(uint64_t id, uint32_t events) {
-  if (events & EPOLLOUT) Flush(id);
-  const auto at = clients_.find(id);
-  if (at == clients_.end() || !(events & ~static_cast<uint32_t>(EPOLLOUT))) return;
-  char buffer[4096];
-  const ssize_t n = ::recv(at->second.fd.get(), buffer, sizeof(buffer), 0);
-  if (n > 0) {
-    input_({buffer, static_cast<size_t>(n)});
-  } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-    Drop(id);
-  }
-}
-
-void ConsoleServer::Queue(uint64_t id, std::string_view bytes) {
-  Client& client = clients_[id];
-  client.out += bytes;
-  TrimFront(client.out, kBacklogLimit);
-  Flush(id);
-}
-
-void ConsoleServer::Flush(uint64_t id) {
-  Client& client = clients_[id];
-  while (!client.out.empty()) {
-    const ssize_t n = ::send(client.fd.get(), client.out.data(), client.out.size(), MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != EAGAIN) return Drop(id);
-    if (n < 0) break;
-    client.out.erase(0, static_cast<size_t>(n));
-  }
-  const bool wants_write = !client.out.empty();
-  if (wants_write == client.wants_write) return;
-  client.wants_write = wants_write;
-  loop_.Unwatch(client.fd.get());
-  const uint32_t events = EPOLLIN | (wants_write ? static_cast<uint32_t>(EPOLLOUT) : 0u);
-  if (!loop_
-           .Watch(client.fd.get(), events, [this, id](uint32_t ready) { OnClientReady(id, ready); })
-           .ok())
-    Drop(id);
-}
-
-void ConsoleServer::Drop(uint64_t id) {
-  const auto at = clients_.find(id);
-  if (at == clients_.end()) return;
-  loop_.Unwatch(at->second.fd.get());
-  clients_.erase(at);
+void ConsoleServer::Send(uint64_t id, std::string_view bytes) {
+  if (!clients_[id]->Send({bytes}).ok()) clients_.erase(id);
 }
 
 }  // namespace kvmbus::cmd

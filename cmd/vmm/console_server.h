@@ -4,13 +4,14 @@
 /// latest output for whoever connects later.
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 
+#include "vmm/event/connection.h"
 #include "vmm/event/loop.h"
 
 namespace kvmbus::cmd {
@@ -31,20 +32,11 @@ class ConsoleServer {
   void Write(std::string_view bytes);
 
  private:
-  struct Client {
-    vmm::Fd fd;
-    std::string out;
-    bool wants_write = false;
-  };
-
   ConsoleServer(vmm::Loop& loop, vmm::Fd listener, std::string path,
                 std::function<void(std::string_view)> input);
   void Accept();
   void OnOutput();
-  void OnClientReady(uint64_t id, uint32_t events);
-  void Queue(uint64_t id, std::string_view bytes);
-  void Flush(uint64_t id);
-  void Drop(uint64_t id);
+  void Send(uint64_t id, std::string_view bytes);
 
   vmm::Loop& loop_;
   vmm::Fd listener_;
@@ -54,7 +46,7 @@ class ConsoleServer {
   std::mutex mutex_;  // guards pending_
   std::string pending_;
   std::string history_;
-  std::map<uint64_t, Client> clients_;
+  std::map<uint64_t, std::unique_ptr<vmm::Connection>> clients_;
   uint64_t next_client_ = 1;
 };
 

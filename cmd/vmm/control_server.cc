@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/vmm/control_server.h"
 
-#include <poll.h>
-#include <sys/socket.h>
-
-#include <cerrno>
-#include <cstring>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 #include "vmm/os/log.h"
 #include "vmm/os/unix_socket.h"
@@ -32,7 +29,6 @@ ControlServer::ControlServer(vmm::Loop& loop, vmm::Fd listener, std::string path
 ControlServer::~ControlServer() {
   *alive_ = false;
   loop_.Unwatch(listener_.get());
-  for (auto& [id, client] : clients_) loop_.Unwatch(client.fd.get());
   ::unlink(path_.c_str());
 }
 
@@ -44,48 +40,21 @@ void ControlServer::Accept() {
     return;
   }
   const uint64_t id = next_client_++;
-  const int raw = fd.get();
-  clients_[id].fd = std::move(fd);
-  if (!loop_.Watch(raw, EPOLLIN, [this, id](uint32_t events) { OnClientReady(id, events); }).ok())
-    clients_.erase(id);
+  vmm::FramedConnection::Options options;
+  options.frame_limit = kFrameLimit;
+  options.connection.backlog_limit = kBacklogLimit;
+  vmm::FramedConnection::Callbacks callbacks;
+  callbacks.frame = [this, id](std::string_view frame) { HandleFrame(id, frame); };
+  callbacks.closed = [this, id](const vmm::Error& why) { Drop(id, why); };
+  auto client = vmm::FramedConnection::Open(loop_, std::move(fd), options, std::move(callbacks));
+  if (client.ok()) clients_[id] = std::move(*client);
 }
 
-void ControlServer::OnClientReady(uint64_t id, uint32_t events) {
-  if ((events & EPOLLOUT) && !Flush(id)) return;
-  if ((events & ~static_cast<uint32_t>(EPOLLOUT)) && !ReadFrames(id)) Drop(id);
-}
-
-bool ControlServer::ReadFrames(uint64_t id) {
-  char buffer[8192];
-  const ssize_t n = ::recv(clients_[id].fd.get(), buffer, sizeof(buffer), 0);
-  if (n < 0) return errno == EAGAIN || errno == EINTR;
-  if (n == 0) return false;
-  clients_[id].in.append(buffer, static_cast<size_t>(n));
-  for (;;) {
-    const auto at = clients_.find(id);
-    if (at == clients_.end()) return true;  // dropped by its own request
-    std::string& in = at->second.in;
-    uint32_t size;
-    if (in.size() < sizeof(size)) return true;
-    std::memcpy(&size, in.data(), sizeof(size));
-    if (size > kFrameLimit) {
-      KVMBUS_LOG_LIMITED("control socket: a frame of {} bytes, the limit is {}", size, kFrameLimit);
-      return false;
-    }
-    if (in.size() - sizeof(size) < size) return true;
-    const std::string frame = in.substr(sizeof(size), size);
-    in.erase(0, sizeof(size) + size);
-    HandleFrame(id, frame);
-  }
-}
-
-void ControlServer::HandleFrame(uint64_t id, const std::string& frame) {
+void ControlServer::HandleFrame(uint64_t id, std::string_view frame) {
   worker::Message message;
-  if (!message.ParseFromString(frame) || message.kind_case() != worker::Message::kRequest) {
-    KVMBUS_LOG_LIMITED("control socket: a frame that is no request");
-    Drop(id);
-    return;
-  }
+  if (!message.ParseFromArray(frame.data(), static_cast<int>(frame.size())) ||
+      message.kind_case() != worker::Message::kRequest)
+    return Drop(id, vmm::Error(vmm::Code::kInvalidArgument, "a frame that is no request"));
   const uint64_t request_id = message.request().id();
   handler_(message.request(), [this, id, request_id, alive = alive_](worker::Reply reply) {
     if (!*alive) return;
@@ -99,71 +68,29 @@ void ControlServer::HandleFrame(uint64_t id, const std::string& frame) {
 void ControlServer::Broadcast(const worker::Event& event) {
   worker::Message message;
   *message.mutable_event() = event;
-  std::vector<uint64_t> ids;
-  for (const auto& [id, client] : clients_) ids.push_back(id);
-  for (const uint64_t id : ids) Send(id, message);
+  for (auto client = clients_.begin(); client != clients_.end();) {
+    const uint64_t id = client->first;
+    ++client;  // Send may drop it
+    Send(id, message);
+  }
 }
 
 void ControlServer::Send(uint64_t id, const worker::Message& message) {
   const auto at = clients_.find(id);
   if (at == clients_.end()) return;
-  const std::string body = message.SerializeAsString();
-  const auto size = static_cast<uint32_t>(body.size());
-  at->second.out.append(reinterpret_cast<const char*>(&size), sizeof(size));
-  at->second.out += body;
-  if (at->second.out.size() > kBacklogLimit) {
-    KVMBUS_LOG_LIMITED("control socket: a client that does not read is dropped");
-    Drop(id);
-    return;
-  }
-  Flush(id);
+  const auto sent = at->second->Send(message.SerializeAsString());
+  if (!sent.ok()) Drop(id, sent.error());
 }
 
-bool ControlServer::Flush(uint64_t id) {
-  Client& client = clients_[id];
-  while (!client.out.empty()) {
-    const ssize_t n = ::send(client.fd.get(), client.out.data(), client.out.size(), MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != EAGAIN) {
-      Drop(id);
-      return false;
-    }
-    if (n < 0) break;
-    client.out.erase(0, static_cast<size_t>(n));
-  }
-  const bool wants_write = !client.out.empty();
-  if (wants_write != client.wants_write) {
-    client.wants_write = wants_write;
-    loop_.Unwatch(client.fd.get());
-    const uint32_t events = EPOLLIN | (wants_write ? static_cast<uint32_t>(EPOLLOUT) : 0u);
-    if (!loop_
-             .Watch(client.fd.get(), events,
-                    [this, id](uint32_t ready) { OnClientReady(id, ready); })
-             .ok()) {
-      Drop(id);
-      return false;
-    }
-  }
-  return true;
-}
-
-void ControlServer::Drop(uint64_t id) {
-  const auto at = clients_.find(id);
-  if (at == clients_.end()) return;
-  loop_.Unwatch(at->second.fd.get());
-  clients_.erase(at);
+void ControlServer::Drop(uint64_t id, const vmm::Error& why) {
+  // That a client leaves is no news.
+  if (why.code() != vmm::Code::kUnavailable)
+    KVMBUS_LOG_LIMITED("control socket: a client is disconnected: {}", why.ToString());
+  clients_.erase(id);
 }
 
 void ControlServer::Drain() {
-  for (auto& [id, client] : clients_) {
-    while (!client.out.empty()) {
-      pollfd waiting = {client.fd.get(), POLLOUT, 0};
-      if (::poll(&waiting, 1, 1000) <= 0) break;
-      const ssize_t n = ::send(client.fd.get(), client.out.data(), client.out.size(), MSG_NOSIGNAL);
-      if (n <= 0) break;
-      client.out.erase(0, static_cast<size_t>(n));
-    }
-  }
+  for (const auto& [id, client] : clients_) client->Drain(1000);
 }
 
 }  // namespace kvmbus::cmd

@@ -7,7 +7,9 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 
+#include "vmm/event/framed_connection.h"
 #include "vmm/event/loop.h"
 #include "worker/worker.pb.h"
 
@@ -17,7 +19,7 @@ namespace kvmbus::cmd {
 /// goes on.
 class ControlServer {
  public:
-  static constexpr uint32_t kFrameLimit = 4u << 20;
+  static constexpr uint32_t kFrameLimit = 4u << 20;   ///< bytes
   static constexpr size_t kBacklogLimit = 16u << 20;  ///< unsent bytes a client
   static constexpr size_t kClientLimit = 16;
 
@@ -33,31 +35,22 @@ class ControlServer {
 
   /// To every client.
   void Broadcast(const worker::Event& event);
-  /// Sends what is queued, for at most a second: before the process ends.
+  /// Sends what is queued; a client that takes nothing for a second is given up. Before the process
+  /// ends.
   void Drain();
 
  private:
-  struct Client {
-    vmm::Fd fd;
-    std::string in;
-    std::string out;
-    bool wants_write = false;
-  };
-
   ControlServer(vmm::Loop& loop, vmm::Fd listener, std::string path, Handler handler);
   void Accept();
-  void OnClientReady(uint64_t id, uint32_t events);
-  bool ReadFrames(uint64_t id);
-  void HandleFrame(uint64_t id, const std::string& frame);
+  void HandleFrame(uint64_t id, std::string_view frame);
   void Send(uint64_t id, const worker::Message& message);
-  bool Flush(uint64_t id);
-  void Drop(uint64_t id);
+  void Drop(uint64_t id, const vmm::Error& why);
 
   vmm::Loop& loop_;
   vmm::Fd listener_;
   std::string path_;
   Handler handler_;
-  std::map<uint64_t, Client> clients_;
+  std::map<uint64_t, std::unique_ptr<vmm::FramedConnection>> clients_;
   uint64_t next_client_ = 1;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };

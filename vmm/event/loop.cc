@@ -130,6 +130,14 @@ Result<void> Loop::Watch(int fd, uint32_t events, std::function<void(uint32_t)> 
   return {};
 }
 
+void Loop::ChangeWatch(int fd, uint32_t events) {
+  KVMBUS_ASSERT(IsCurrent());
+  epoll_event event = {};
+  event.events = events;
+  event.data.fd = fd;
+  KVMBUS_ASSERT(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) == 0);
+}
+
 void Loop::Unwatch(int fd) {
   KVMBUS_ASSERT(IsCurrent());
   if (watches_.erase(fd) != 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);

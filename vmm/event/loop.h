@@ -50,6 +50,8 @@ class Loop {
   /// Calls `ready` with the epoll events whenever `fd` has any of `events` (level-triggered). One
   /// watch a descriptor.
   Result<void> Watch(int fd, uint32_t events, std::function<void(uint32_t)> ready);
+  /// Other events for a descriptor that is watched. Cannot fail.
+  void ChangeWatch(int fd, uint32_t events);
   /// After this, `ready` is not called again, not even for an event already fetched. No-op if not
   /// watched.
   void Unwatch(int fd);

@@ -3,11 +3,15 @@
 /// WorkerLink: a connection to one worker's control socket.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 
+#include "vmm/event/framed_connection.h"
 #include "vmm/event/loop.h"
 #include "worker/worker.pb.h"
 
@@ -16,7 +20,7 @@ namespace kvmbus::vmm {
 /// Home: the manager's loop.
 class WorkerLink {
  public:
-  static constexpr uint32_t kFrameLimit = 4u << 20;
+  static constexpr uint32_t kFrameLimit = 4u << 20;  ///< bytes
   using ReplyFunction = std::function<void(const Result<worker::Reply>&)>;
 
   struct Callbacks {
@@ -29,6 +33,9 @@ class WorkerLink {
                                                      Callbacks callbacks);
   ~WorkerLink();
 
+  /// The process that listens, by the kernel's word.
+  pid_t pid() const { return pid_; }
+
   /// `reply` comes once: the worker's answer, its failure as an Error, or kDeadlineExceeded.
   void Call(worker::Request request, uint64_t timeout_ns, ReplyFunction reply);
 
@@ -38,19 +45,15 @@ class WorkerLink {
     Loop::TimerId timer;
   };
 
-  WorkerLink(Loop& loop, Fd fd, Callbacks callbacks);
-  void OnReady();
+  WorkerLink(Loop& loop, Callbacks callbacks);
   void HandleFrame(std::string_view frame);
   void Finish(uint64_t id, const Result<worker::Reply>& result);
   void Close();
-  void Flush();
 
   Loop& loop_;
-  Fd fd_;
   Callbacks callbacks_;
-  std::string in_;
-  std::string out_;
-  bool wants_write_ = false;
+  pid_t pid_ = -1;
+  std::unique_ptr<FramedConnection> connection_;  ///< null: the worker is gone
   uint64_t next_id_ = 1;
   std::map<uint64_t, Pending> pending_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
