@@ -331,6 +331,21 @@ TEST_P(Block, UnmapReleasesEachExtentInOrder) {
   EXPECT_TRUE(Out(UnmapCdb(8), UnmapList({})).good());
 }
 
+TEST_P(Block, UnmapIgnoresAPartOfADescriptor) {
+  Bytes list = UnmapList({{4, 2}, {0, 1}});
+  list.resize(list.size() + 8, 0xff);
+  scsi::PutBe<uint16_t>(list, 0, static_cast<uint16_t>(list.size() - 2));
+  scsi::PutBe<uint16_t>(list, 2, static_cast<uint16_t>(list.size() - 8));
+  EXPECT_TRUE(Out(UnmapCdb(list.size()), list).good());
+  EXPECT_EQ(fake_->TakeSeen(),
+            (std::vector<Seen>{{Op::kUnmap, 2048, 1024, false}, {Op::kUnmap, 0, 512, false}}));
+  list.resize(8 + 15);
+  scsi::PutBe<uint16_t>(list, 0, static_cast<uint16_t>(list.size() - 2));
+  scsi::PutBe<uint16_t>(list, 2, static_cast<uint16_t>(list.size() - 8));
+  EXPECT_TRUE(Out(UnmapCdb(list.size()), list).good());
+  EXPECT_TRUE(fake_->TakeSeen().empty());
+}
+
 TEST_P(Block, UnmapOfManyExtents) {
   std::vector<std::pair<uint64_t, uint32_t>> extents;
   for (uint64_t i = 0; i < 4090; ++i) extents.emplace_back(i % kSectors, 1);

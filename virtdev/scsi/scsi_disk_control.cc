@@ -44,12 +44,11 @@ ScsiDisk::Step ScsiDisk::ModeSelect(ScsiCommand& command) {
 }
 
 ScsiDisk::Step ScsiDisk::StartStop(ScsiCommand& command) {
-  const bool immediate = (command.cdb[1] & 0x01) != 0;
   const bool load_or_eject = (command.cdb[4] & 0x02) != 0;
   const bool start = (command.cdb[4] & 0x01) != 0;
   const uint8_t power_condition = command.cdb[4] >> 4;
-  if (immediate || load_or_eject || power_condition != 0)
-    return Fail(command, scsi::kInvalidFieldInCdb);
+  // IMMED asks for the status before it is done: it may come after that, too.
+  if (load_or_eject || power_condition != 0) return Fail(command, scsi::kInvalidFieldInCdb);
   if (start || info_.read_only) return Good(command);
   return Submit(command, DiskRequest::Op::kFlush, {}, &ScsiDisk::FinishWithoutData);
 }

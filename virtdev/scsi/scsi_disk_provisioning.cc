@@ -86,15 +86,16 @@ ScsiDisk::Step ScsiDisk::Unmap(ScsiCommand& command) {
     return Fail(command, scsi::kParameterListLengthError);
   std::vector<uint8_t> list(length);  // 64 KiB at most, for the length has 16 bits
   (void)command.data.CopyIn(0, list);
-  const size_t descriptors = scsi::GetBe<uint16_t>(list, 2);
-  if (scsi::GetBe<uint16_t>(list, 0) != length - 2 || descriptors != length - kHeaderBytes ||
-      descriptors % kDescriptorBytes != 0 ||
-      descriptors / kDescriptorBytes > scsi::kMaxUnmapDescriptors)
+  const size_t bytes = scsi::GetBe<uint16_t>(list, 2);
+  const size_t descriptors = bytes / kDescriptorBytes;  // an incomplete last one is ignored
+  if (scsi::GetBe<uint16_t>(list, 0) != length - 2 || bytes != length - kHeaderBytes ||
+      descriptors > scsi::kMaxUnmapDescriptors)
     return Fail(command, scsi::kInvalidFieldInList);
 
   command.extents_.clear();
   const uint64_t total = sectors();
-  for (size_t at = length; at > kHeaderBytes; at -= kDescriptorBytes) {
+  for (size_t at = kHeaderBytes + descriptors * kDescriptorBytes; at > kHeaderBytes;
+       at -= kDescriptorBytes) {
     const uint64_t lba = scsi::GetBe<uint64_t>(list, at - kDescriptorBytes);
     const uint64_t count = scsi::GetBe<uint32_t>(list, at - kDescriptorBytes + 8);
     if (lba > total || count > total - lba) return Fail(command, scsi::kLbaOutOfRange);
