@@ -49,11 +49,12 @@ Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
   for (const worker::CreateChildRequest& child : request.children()) {
     const Disk* disk = TRY(FindForChange(child.controller(), child.lun()));
     const virtdev::Image& top = disk->io->live()->chain().top();
-    if (top.format() != "vhdx")
+    if (top.format() == "raw")
       return vmm::MakeError(Code::kFailedPrecondition,
-                            "disk '{}' is a {} image: only a VHDX gets a child while it is in use; "
-                            "shut the virtual machine down, or convert the disk",
-                            disk->path, top.format());
+                            "disk '{}' is a raw image, which cannot be part of a checkpoint: shut "
+                            "the virtual machine down, and convert it to VHDX with 'vmctl disk "
+                            "convert'",
+                            disk->path);
   }
   for (const auto& [slot, disk] : disks_) {
     if (disk.change != nullptr) return IsChanging(disk);

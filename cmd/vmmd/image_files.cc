@@ -2,6 +2,7 @@
 #include "cmd/vmmd/image_files.h"
 
 #include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/image_format.h"
 #include "vmm/os/file_copy.h"
 
 namespace kvmbus::cmd {
@@ -10,6 +11,7 @@ using vmm::Result;
 
 Result<void> ImageFiles::CreateChild(const std::string& parent, const std::string& path) {
   virtdev::CreateDiskOptions options;
+  options.format = virtdev::FormatOfName(path);
   options.parent = parent;
   return virtdev::CreateDisk(path, options);
 }

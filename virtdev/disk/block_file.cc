@@ -22,6 +22,11 @@ using vmm::Code;
 using vmm::Error;
 using vmm::Result;
 
+/// What fallocate says where the host's storage cannot do it.
+bool IsUnsupported(int error) {
+  return error == EOPNOTSUPP || error == ENOSYS || error == EINVAL || error == ENODEV;
+}
+
 class PosixBlockFile final : public BlockFile {
  public:
   PosixBlockFile(vmm::Fd fd, bool is_device) : fd_(std::move(fd)), is_device_(is_device) {}
@@ -51,13 +56,16 @@ class PosixBlockFile final : public BlockFile {
     if (Fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) &&
         (!keep_space || Fallocate(FALLOC_FL_KEEP_SIZE, offset, length)))
       return {};
-    if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL && errno != ENODEV)
-      return Error::FromErrno(errno, "zeroing a range of the image");
+    if (!IsUnsupported(errno)) return Error::FromErrno(errno, "zeroing a range of the image");
     static const std::vector<uint8_t> zeroes(256u << 10, 0);
     for (uint64_t at = 0; at < length; at += zeroes.size())
       TRY_VOID(Write(std::span(zeroes).first(std::min<uint64_t>(zeroes.size(), length - at)),
                      offset + at));
     return {};
+  }
+  bool can_release() const override {
+    std::call_once(asked_, [this] { can_release_ = is_device_ || CanPunch(); });
+    return can_release_;
   }
   bool is_device() const override { return is_device_; }
   int fd() const override { return fd_.get(); }
@@ -68,6 +76,16 @@ class PosixBlockFile final : public BlockFile {
   }
 
  private:
+  /// Whether a file's space can be taken back shows behind its end, where there is none. One that
+  /// is open for reading alone does not show it.
+  bool CanPunch() const {
+    constexpr uint64_t kSomeBytes = 4096;
+    const auto size = vmm::FileSize(fd_.get());
+    return !size.ok() ||
+           Fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                     (*size + kSomeBytes - 1) / kSomeBytes * kSomeBytes, kSomeBytes) ||
+           !IsUnsupported(errno);
+  }
   bool Fallocate(int mode, uint64_t offset, uint64_t length) const {
     return ::fallocate(fd_.get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) ==
            0;
@@ -75,6 +93,9 @@ class PosixBlockFile final : public BlockFile {
 
   const vmm::Fd fd_;
   const bool is_device_;
+  // Not asked before it matters: that may change the time of the last write.
+  mutable std::once_flag asked_;
+  mutable bool can_release_ = false;
   IoAlignment alignment_;   // of direct I/O, once it is on
   std::mutex write_mutex_;  // two parts of one sector are not written at once
 };
@@ -106,6 +127,14 @@ std::string HolderOf(int fd) {
   return "";
 }
 
+/// O_NONBLOCK is for the opening alone: io_uring would not wait for storage that has to be waited
+/// for.
+Result<void> MakeBlocking(const vmm::Fd& fd, const std::string& path) {
+  if (::fcntl(fd.get(), F_SETFL, ::fcntl(fd.get(), F_GETFL) & ~O_NONBLOCK) < 0)
+    return Error::FromErrno(errno, fmt::format("opening '{}'", path));
+  return {};
+}
+
 Error CannotOpen(Error error, const std::string& path, bool read_only) {
   switch (error.code()) {
     case Code::kNotFound:
@@ -128,6 +157,16 @@ Error CannotOpen(Error error, const std::string& path, bool read_only) {
 
 }  // namespace
 
+Result<void> StickyFlush::Run(BlockFile& file) {
+  if (failed_.load())
+    return Error(Code::kDataLoss,
+                 "an earlier flush of the image failed: close it, and check its storage");
+  auto flushed = file.Flush();
+  if (flushed.ok()) return {};
+  failed_.store(true);
+  return std::move(flushed.error()).WithContext("flushing the image");
+}
+
 Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool read_only) {
   struct stat status = {};
   const bool found = ::stat(path.c_str(), &status) == 0;
@@ -149,9 +188,7 @@ Result<std::unique_ptr<BlockFile>> OpenBlockFile(const std::string& path, bool r
         "disk to all of them as shared (--shared)",
         path, HolderOf(fd->get()));
   }
-  // It was for the opening alone: io_uring would not wait for storage that has to be waited for.
-  if (::fcntl(fd->get(), F_SETFL, ::fcntl(fd->get(), F_GETFL) & ~O_NONBLOCK) < 0)
-    return Error::FromErrno(errno, fmt::format("opening '{}'", path));
+  TRY_VOID(MakeBlocking(*fd, path));
   return std::unique_ptr<BlockFile>(
       std::make_unique<PosixBlockFile>(std::move(fd).value(), S_ISBLK(status.st_mode)));
 }
@@ -162,19 +199,21 @@ Result<std::unique_ptr<BlockFile>> PeekBlockFile(const std::string& path) {
   struct stat status = {};
   if (::fstat(fd->get(), &status) < 0 || !S_ISREG(status.st_mode))
     return vmm::MakeError(Code::kInvalidArgument, "'{}' is not a file", path);
+  TRY_VOID(MakeBlocking(*fd, path));
   return std::unique_ptr<BlockFile>(std::make_unique<PosixBlockFile>(std::move(fd).value(), false));
 }
 
 Result<std::unique_ptr<BlockFile>> ReopenForWriting(const std::string& path, BlockFile& file) {
   auto fd = vmm::OpenFile(path, O_RDWR | O_NONBLOCK | O_NOCTTY);
   if (!fd.ok()) return CannotOpen(std::move(fd.error()), path, false);
+  TRY_VOID(MakeBlocking(*fd, path));
   struct stat here = {}, there = {};
-  if (::fstat(file.fd(), &here) < 0 || ::fstat(fd->get(), &there) < 0)
+  if (::fstat(file.lock_fd(), &here) < 0 || ::fstat(fd->get(), &there) < 0)
     return Error::FromErrno(errno, fmt::format("'{}'", path));
   if (here.st_dev != there.st_dev || here.st_ino != there.st_ino)
     return vmm::MakeError(Code::kFailedPrecondition,
                           "another file has been put in the place of '{}': put it back", path);
-  const auto locked = vmm::HandOverLock(file.fd(), fd->get(), vmm::LockKind::kExclusive);
+  const auto locked = vmm::HandOverLock(file.lock_fd(), fd->get(), vmm::LockKind::kExclusive);
   if (!locked.ok())
     return vmm::MakeError(locked.error().code(),
                           "'{}' has to be written, and others use it: it has other children, or is "
@@ -184,9 +223,14 @@ Result<std::unique_ptr<BlockFile>> ReopenForWriting(const std::string& path, Blo
 }
 
 Result<void> ShareLock(BlockFile& from, BlockFile& to) {
-  TRY_VOID(vmm::LockFile(from.fd(), vmm::LockKind::kShared));
+  TRY_VOID(vmm::LockFile(from.lock_fd(), vmm::LockKind::kShared));
   if (&from == &to) return {};
-  return vmm::HandOverLock(from.fd(), to.fd(), vmm::LockKind::kShared);
+  return vmm::HandOverLock(from.lock_fd(), to.lock_fd(), vmm::LockKind::kShared);
+}
+
+int64_t ModifiedOf(const BlockFile& file) {
+  struct stat status = {};
+  return ::fstat(file.fd(), &status) == 0 ? status.st_mtime : 0;
 }
 
 bool IsZero(std::span<const uint8_t> bytes) {

@@ -40,6 +40,8 @@ Chain::Chain(std::vector<std::unique_ptr<Image>> layers, std::vector<std::string
     : layers_(std::move(layers)), paths_(std::move(paths)) {
   KVMBUS_ASSERT(!layers_.empty() && layers_.size() <= kMaxLayers);
   for (const auto& layer : layers_) layer->ShareGate(*gate_);
+  for (size_t layer = layers_.size() - 1; layer-- > 0;)
+    layers_[layer]->TakeDiskId(layers_[layer + 1]->info().disk_id);
   MakeSkipTable();
 }
 
@@ -124,6 +126,7 @@ size_t Chain::FirstLayerWith(uint64_t granule, size_t from) {
 
 std::unique_ptr<Image> Chain::ReplaceLayer(size_t layer, std::unique_ptr<Image> image) {
   image->ShareGate(*gate_);
+  image->TakeDiskId(layers_[layer]->info().disk_id);
   std::swap(layers_[layer], image);
   MakeSkipTable();
   return image;
@@ -132,6 +135,7 @@ std::unique_ptr<Image> Chain::ReplaceLayer(size_t layer, std::unique_ptr<Image> 
 void Chain::PushTop(std::unique_ptr<Image> image, std::string path) {
   KVMBUS_ASSERT(layers_.size() < kMaxLayers && paths_.size() == layers_.size());
   image->ShareGate(*gate_);
+  image->TakeDiskId(info().disk_id);
   layers_.insert(layers_.begin(), std::move(image));
   paths_.insert(paths_.begin(), std::move(path));
   MakeSkipTable();

@@ -12,9 +12,9 @@
 
 namespace kvmbus::virtdev {
 
-/// Any thread, but for what changes the chain itself. Only the top is written; what it does not
-/// have is looked for below it. What the layers below the top say of what they show does not
-/// change.
+/// Any thread may use a chain; only one may change its layers. Only the top is written; data that
+/// the top does not have is looked for in the layers below it. What a layer below the top says of
+/// data that is visible through the layers above it never changes.
 class Chain {
  public:
   static constexpr size_t kMaxLayers = 64;
@@ -29,7 +29,7 @@ class Chain {
 
   /// Where [offset, offset + length) can be read from: no extent is kParent.
   std::vector<ImageExtent> MapForRead(uint64_t offset, uint64_t length);
-  // While no request is under way.
+  // The next four are called while no request is under way.
 
   /// A larger disk.
   vmm::Result<void> Grow(uint64_t size_bytes);
@@ -37,10 +37,10 @@ class Chain {
   std::unique_ptr<Image> ReplaceLayer(size_t layer, std::unique_ptr<Image> image);
   /// An image whose parent is the top becomes the top.
   void PushTop(std::unique_ptr<Image> image, std::string path);
-  /// What this layer shows the one below it shows, too.
+  /// Takes out a layer whose content the layer below it shows, too. Returns the layer.
   std::unique_ptr<Image> RemoveLayer(size_t layer);
 
-  /// Of all layers.
+  /// The gate that all layers share.
   IoGate& gate() { return *gate_; }
   /// Closes every layer; the first error counts.
   vmm::Result<void> Close();
@@ -73,11 +73,11 @@ class Chain {
 vmm::Result<std::unique_ptr<Chain>> OpenChain(const std::string& path, bool read_only,
                                               const std::vector<std::string>& roots = {});
 
-/// How a disk's top image uses the page cache; one log line where it cannot do without. While it
-/// has no transfer under way, and all of its data is flushed.
+/// Sets how a disk's top image uses the host's page cache; logs one line if direct I/O is not
+/// possible. Call it while the image has no transfer under way and all of its data is flushed.
 void ApplyCaching(Image& image, DiskCaching caching, const std::string& path);
 
-/// The way in which a top whose I/O goes past the page cache, or not, has it.
+/// The caching in effect: kDirect if the image's I/O goes past the host's page cache.
 DiskCaching CachingOf(Image& image);
 
 /// The disk that a chain makes.

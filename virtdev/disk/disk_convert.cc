@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// Converting images.
 #include <unistd.h>
 
 #include "virtdev/disk/borrowed_file.h"
@@ -21,10 +20,6 @@ struct TemporaryFile {
   std::string path;
   ~TemporaryFile() { ::unlink(path.c_str()); }
 };
-
-ImageFormat FormatNamed(const std::string& name) {
-  return name == "raw" ? ImageFormat::kRaw : name == "vhd" ? ImageFormat::kVhd : ImageFormat::kVhdx;
-}
 
 /// The new disk's id: a VHDX keeps the one that the guest has seen. A VHD's names the file, and a
 /// child of the source must not take the copy for its parent.

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// Creating images.
 #include <algorithm>
 #include <bit>
 
@@ -156,15 +155,16 @@ Result<void> CreateChild(const std::string& path, const CreateDiskOptions& optio
 
 }  // namespace
 
-Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options,
-                             const Image& parent) {
+Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options, Image& parent) {
   const DiskInfo& info = parent.info();
   ParentReference reference;
   reference.linkage = {parent.identity()};
+  reference.modified = ModifiedOf(parent.file());
   if (parent.format() == "raw" || reference.linkage[0].IsZero())
     return MakeError(Code::kInvalidArgument,
-                     "'{}' is not a VHDX or VHD image: make one of it with 'vmctl disk convert'",
-                     options.parent);
+                     "'{}', a {} image, cannot have a child: convert it to VHDX with 'vmctl disk "
+                     "convert'",
+                     options.parent, parent.format());
   if (options.format != parent.format() || options.fixed)
     return MakeError(Code::kInvalidArgument,
                      "a child of '{}' is a {} image that grows, like its parent: name it .a{}, and "
@@ -183,10 +183,9 @@ Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options,
   TRY(FindParent(path, reference, roots));
   NewFile file =
       TRY_CTX(NewImageFile(path, options, info.disk_id, &reference), "creating '{}'", path);
-  if (options.format == "vhd") {
-    const VhdParent kept = TRY(VhdParentOf(options.parent, parent, reference));
-    TRY_VOID_CTX(FormatVhdChild(file.file(), kept), "creating '{}'", path);
-  }
+  if (options.format == "vhd")
+    TRY_VOID_CTX(FormatVhdChild(file.file(), VhdParentOf(reference, info.size_bytes)),
+                 "creating '{}'", path);
   return file;
 }
 

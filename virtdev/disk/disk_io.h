@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// DiskIo: a virtual disk as its front ends (SCSI, later IDE and firmware) see it, whatever its
-/// format.
+/// DiskIo: a virtual disk as its front end (SCSI) sees it, whatever its format.
 #pragma once
 
 #include <sys/uio.h>
@@ -53,7 +52,7 @@ class DiskRequest {
       0;  ///< bytes, a multiple of the logical sector; the sum of iov for read and write
   std::span<const iovec> iov;  ///< the guest's pages; any alignment
   DiskCompletion* completion = nullptr;
-  /// For the queue of a shared disk: what is asked of it, whatever the rest says.
+  /// For the queue of a shared disk: the command to forward. The other fields do not count then.
   ScsiCommand* command = nullptr;
   bool unlimited = false;  ///< Storage QoS lets it pass, and does not count it
 
@@ -62,8 +61,8 @@ class DiskRequest {
   void* engine = nullptr;  ///< the queue's own, while it is submitted
   struct Qos {
     DiskCompletion* completion = nullptr;
-    DiskRequest* next = nullptr;  ///< that waits behind it
-    uint64_t since_ns = 0;        ///< it waits, or is under way
+    DiskRequest* next = nullptr;  ///< the request that waits behind this one
+    uint64_t since_ns = 0;        ///< when it began to wait, or to be under way
   };
   Qos qos;  ///< QosQueue's own, likewise
 };
@@ -97,13 +96,14 @@ class DiskIo {
   /// the log.
   virtual vmm::Result<void> Close() = 0;
   virtual void VisitCounters(const vmm::CounterVisitor&) const {}
-  /// Its limits and how long its requests take; null: it has none and nobody looks. Any thread.
+  /// The disk's limits and how long its requests take; null: the disk has no Storage QoS. Any
+  /// thread.
   virtual DiskQos* qos() { return nullptr; }
   /// `changed` runs on the thread that changes the size, after info() has the new one; null: nobody
   /// listens. No call of the former listener is under way when this returns. Images whose size
   /// cannot change while they are open ignore it.
   virtual void SetResizeListener(std::function<void()>) {}
-  /// What changes the image while it is in use (live_disk.h); null: nothing does.
+  /// The means to change the image while it is in use (live_disk.h); null: it cannot be changed.
   virtual LiveChain* live() { return nullptr; }
 };
 

@@ -2,6 +2,7 @@
 // Whole disks on real files: both host engines, locks, and the judges that are installed.
 #include "virtdev/disk/disk_io.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -12,7 +13,9 @@
 #include <fstream>
 #include <random>
 
+#include "tests/fakes/crash_file.h"
 #include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/image.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -211,6 +214,32 @@ TEST_F(DiskToolsTest, IndependentJudgesAgree) {
   const auto converted = ConvertDisk(theirs, back, to_raw, nullptr);
   ASSERT_TRUE(converted.ok()) << converted.error().ToString();
   EXPECT_EQ(Shell("cmp " + raw + " " + back), 0);
+}
+
+TEST(RawImageTest, AFailedFlushIsNeverForgotten) {
+  tests::CrashMedium medium;
+  medium.now.Resize(1u << 20);
+  auto image = OpenRawImage(std::make_unique<tests::CrashFile>(medium), false, {}).value();
+  medium.fail_flushes = true;
+  EXPECT_FALSE(image->Flush().ok());
+  medium.fail_flushes = false;
+  EXPECT_FALSE(image->Flush().ok()) << "the host may have dropped the data";
+  EXPECT_FALSE(image->Close().ok());
+}
+
+// With O_NONBLOCK io_uring answers EAGAIN where the file system cannot promise not to wait.
+TEST_F(DiskToolsTest, NoOpenFileIsNonblocking) {
+  const std::string path = folder_ + "/d.raw";
+  CreateDiskOptions options;
+  options.format = "raw";
+  options.size_bytes = 1u << 20;
+  ASSERT_TRUE(CreateDisk(path, options).ok());
+  const auto reader = OpenBlockFile(path, true).value();
+  EXPECT_EQ(::fcntl(reader->fd(), F_GETFL) & O_NONBLOCK, 0);
+  const auto peeker = PeekBlockFile(path).value();
+  EXPECT_EQ(::fcntl(peeker->fd(), F_GETFL) & O_NONBLOCK, 0);
+  const auto writer = ReopenForWriting(path, *reader).value();
+  EXPECT_EQ(::fcntl(writer->fd(), F_GETFL) & O_NONBLOCK, 0);
 }
 
 }  // namespace

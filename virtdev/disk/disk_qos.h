@@ -20,8 +20,9 @@ namespace kvmbus::virtdev {
 class QosQueue;
 class RateBucket;
 
-/// 0: none. I/O operations are normalised as Hyper-V does it: a request is as many units as it has
-/// blocks of 8 KiB, at least one. Requests without data (unmap, zeroes) are one; flushes are none.
+/// A limit of 0 is none. I/O operations are normalised as Hyper-V does it: a request is as many
+/// units as it has blocks of 8 KiB, at least one. Requests without data (unmap, zeroes) are one;
+/// flushes are none.
 struct QosLimits {
   uint64_t min_iops = 0;  ///< reported if it is missed; nothing is reserved for it
   uint64_t max_iops = 0;
@@ -34,8 +35,8 @@ enum class MinimumStatus { kNotMonitored, kOk, kInsufficientThroughput };
 
 /// What a disk did since it was opened.
 struct DiskStatistics {
-  /// What took time: kinds of requests in the host, without what a limit added; and what limits
-  /// added to those requests that they held back.
+  /// Latencies: of each kind of request the time in the host, without the delay that limits added;
+  /// kHeld: that delay, of the requests that were held back.
   enum Kind { kRead, kWrite, kFlush, kUnmap, kHeld, kKinds };
   std::array<vmm::HistogramSnapshot, kKinds> latency;
   uint64_t bytes_read = 0, bytes_written = 0;
@@ -55,8 +56,8 @@ class DiskQos {
 
   /// Puts the limits before `queue`, also those that are set later. On the queue's home thread.
   std::unique_ptr<DiskQueue> Wrap(std::unique_ptr<DiskQueue> queue, vmm::Loop& loop);
-  /// Holds from the next turn of the queues' loops on, for requests that wait as well. The limits
-  /// start anew: nothing is saved up, nothing owed.
+  /// The limits take effect at the next turn of the queues' loops, also for requests that wait.
+  /// They start anew: nothing is saved up, nothing owed.
   void SetLimits(const QosLimits& limits);
   QosLimits limits() const;
   DiskStatistics Statistics() const;

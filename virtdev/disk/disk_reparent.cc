@@ -40,11 +40,10 @@ Result<void> CheckNewParent(const std::string& path, const Image& child,
   return {};
 }
 
-Result<void> Relink(std::unique_ptr<BlockFile> file, ImageFormat format,
-                    const std::string& parent_path, const Image& parent,
+Result<void> Relink(std::unique_ptr<BlockFile> file, ImageFormat format, uint64_t parent_bytes,
                     const ParentReference& reference) {
   if (format == ImageFormat::kVhd)
-    return vhd::ReplaceVhdParent(std::move(file), TRY(VhdParentOf(parent_path, parent, reference)));
+    return vhd::ReplaceVhdParent(std::move(file), VhdParentOf(reference, parent_bytes));
   return vhdx::ReplaceParentLocator(TRY(vhdx::OpenVhdxFile(std::move(file), false)), reference);
 }
 
@@ -55,7 +54,7 @@ Result<void> ReparentDisk(const std::string& path, const std::string& parent_pat
   auto file = TRY(OpenBlockFile(path, false));
   const ImageFormat format = TRY(FormatOf(*file, path));
   const auto chain = TRY_CTX(OpenChain(parent_path, true), "the parent '{}'", parent_path);
-  const Image& parent = chain->top();
+  Image& parent = chain->top();
   {
     const auto child =
         TRY_CTX(OpenImageFile(std::make_unique<BorrowedFile>(*file), format, true), "'{}'", path);
@@ -66,11 +65,12 @@ Result<void> ReparentDisk(const std::string& path, const std::string& parent_pat
   }
   ParentReference reference;
   reference.linkage = {parent.identity()};
+  reference.modified = ModifiedOf(parent.file());
   reference.paths = TRY(PathsToParent(path, parent_path));
   // What could not be opened afterwards is not written.
   const auto roots = TRY(ParentRoots(path, {}));
   TRY(FindParent(path, reference, roots));
-  TRY_VOID_CTX(Relink(std::move(file), format, parent_path, parent, reference), "'{}'", path);
+  TRY_VOID_CTX(Relink(std::move(file), format, parent.info().size_bytes, reference), "'{}'", path);
   return {};
 }
 

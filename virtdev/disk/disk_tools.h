@@ -43,7 +43,7 @@ vmm::Result<NewFile> NewImageFile(const std::string& path, const CreateDiskOptio
 /// The file of a differencing image on options.parent, which is open as `parent` and does not
 /// change meanwhile; not yet published. The rest of the options as for CreateDisk.
 vmm::Result<NewFile> NewChildFile(const std::string& path, CreateDiskOptions options,
-                                  const Image& parent);
+                                  Image& parent);
 
 struct DiskDescription {
   std::string format;
@@ -59,8 +59,8 @@ struct DiskDescription {
   vmm::Guid disk_id;
   bool clean = true;   ///< VHDX: its log is empty; VHD: its footers are sound
   std::string parent;  ///< a differencing image's, as it stands there: "..\\base.vhdx"
-  /// Of a differencing image: the files from its parent down to the base, and if not all of them
-  /// can be opened the reason.
+  /// For a differencing image: the files from its parent down to the base; if some of them cannot
+  /// be opened, `chain_error` says why.
   std::vector<std::string> chain;
   std::string chain_error;
 };
@@ -76,7 +76,7 @@ struct Finding {
 /// A strict check written apart from the driver, of an image and of those below it, as far as they
 /// are found. Errors: what it cannot judge (kUnimplemented), or cannot read.
 vmm::Result<std::vector<Finding>> CheckDisk(const std::string& path);
-/// Of one file.
+/// The same check of one file alone.
 vmm::Result<std::vector<Finding>> CheckVhdx(BlockFile& file);
 vmm::Result<std::vector<Finding>> CheckVhd(BlockFile& file);
 

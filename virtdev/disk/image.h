@@ -38,6 +38,7 @@ struct ParentReference {
   };
   std::vector<Path> paths;         ///< in the order in which they are tried
   std::vector<vmm::Guid> linkage;  ///< the parent's identity() must be one of these
+  int64_t modified = 0;            ///< VHD: when the parent's file was written last, in Unix time
 };
 
 /// Appends a piece, as a part of the last one if it goes on there.
@@ -54,11 +55,13 @@ class Image {
   virtual BlockFile& file() = 0;
   /// Null unless it is a differencing image: then some of it may be kParent.
   virtual const ParentReference* parent() const { return nullptr; }
-  /// What changes whenever the content does (VHDX: the data write GUID) or names the image (VHD:
-  /// its unique id): what children are linked to.
+  /// The id by which children know their parent. It changes whenever the content does (VHDX: the
+  /// data write GUID), or names the image (VHD: its unique id).
   virtual vmm::Guid identity() const { return {}; }
+  /// Whether identity() becomes another one when the content changes.
+  virtual bool identity_follows_content() const { return false; }
 
-  /// In what units it allocates; 0 if it does not.
+  /// The size of the units in which the image allocates; 0: it does not allocate.
   virtual uint64_t block_bytes() const { return 0; }
 
   /// What this layer has of [offset, offset + length), in order and without gaps.
@@ -66,10 +69,10 @@ class Image {
   /// False until PrepareToWrite has been done: it blocks, MapForWrite does not.
   virtual bool ReadyToWrite() const { return true; }
   virtual vmm::Result<void> PrepareToWrite() { return {}; }
-  /// Where it is to be written to; allocates. Every extent is kData.
+  /// Where the range is to be written; allocates blocks as needed. Every extent is kData.
   virtual vmm::Result<std::vector<ImageExtent>> MapForWrite(uint64_t offset, uint64_t length) = 0;
-  /// The data is where MapForWrite said. What reads and the next flush must find is told to the
-  /// image here: a differencing layer says only now that it has these sectors.
+  /// To be called once the data is where MapForWrite said. Only now does the image record what
+  /// reads and the next flush must find: a differencing layer, that it has these sectors.
   virtual void WriteDone(uint64_t /*offset*/, uint64_t /*length*/) {}
   /// True, once, if so much metadata waits in memory that somebody should call Flush soon.
   virtual bool WantsFlush() { return false; }
@@ -84,14 +87,18 @@ class Image {
 
   /// Makes the disk larger. No request is under way. A crash leaves the old size or the new.
   virtual vmm::Result<void> Grow(uint64_t size_bytes);
-  /// Says something else of the parent from now on, durably; its own content stays what it is, and
-  /// so does its identity().
+  /// Durably replaces what the image says of its parent. Its own content and its identity() stay.
+  /// A VHD is relinked only while no request is under way.
   virtual vmm::Result<void> Relink(const ParentReference& parent);
 
   IoGate& gate() { return *gate_; }
   /// Before the first request: the gate of the chain that it is a layer of, whose requests know
   /// places in every layer.
   void ShareGate(IoGate& gate) { gate_ = &gate; }
+  /// Sets info().disk_id to that of the layer below, unless the format stores one. A VHD has only
+  /// its unique id, which names the file: without this, a guest would take a child for another
+  /// disk.
+  virtual void TakeDiskId(const vmm::Guid& /*disk_id*/) {}
 
  private:
   IoGate own_gate_;

@@ -59,6 +59,10 @@ std::string FormatOfName(const std::string& path) {
   return suffix == ".raw" || suffix == ".img" ? "raw" : "vhdx";
 }
 
+ImageFormat FormatNamed(std::string_view name) {
+  return name == "raw" ? ImageFormat::kRaw : name == "vhd" ? ImageFormat::kVhd : ImageFormat::kVhdx;
+}
+
 bool IsForeignName(const std::string& path) {
   const std::string suffix = SuffixOf(path);
   for (const char* foreign : {".qcow2", ".qcow", ".vmdk", ".vdi", ".qed"}) {

@@ -23,6 +23,8 @@ bool IsVhdxName(const std::string& path);
 bool IsVhdName(const std::string& path);
 /// What a new image of that name is: "vhdx", "vhd", or "raw" (.raw, .img); "vhdx" for other names.
 std::string FormatOfName(const std::string& path);
+/// What Image::format() calls it: "vhdx", "vhd" or "raw".
+ImageFormat FormatNamed(std::string_view name);
 /// True for names of formats that 'vmctl disk convert' reads by way of qemu-img.
 bool IsForeignName(const std::string& path);
 

@@ -12,12 +12,12 @@
 
 namespace kvmbus::virtdev {
 
-/// What a guest reads there, through all layers. False: zeroes, and known without a look at them
-/// unless they lay in the file.
+/// Reads what a guest finds there, through all layers. False: all of it is zeroes (the buffer is
+/// looked at only if some of it was read from a file).
 vmm::Result<bool> ReadChain(Chain& chain, uint64_t offset, std::span<uint8_t> buffer);
-/// The same of one image; what is its parent's is left as zeroes.
+/// The same for one image alone; where its parent would be read, the buffer gets zeroes.
 vmm::Result<bool> ReadImage(Image& image, uint64_t offset, std::span<uint8_t> buffer);
-/// Not flushed, either of them.
+/// Neither WriteImage nor ZeroImage flushes.
 vmm::Result<void> WriteImage(Image& image, uint64_t offset, std::span<const uint8_t> bytes);
 vmm::Result<void> ZeroImage(Image& image, uint64_t offset, uint64_t length);
 

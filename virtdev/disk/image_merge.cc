@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/image_io.h"
 
 namespace kvmbus::virtdev {
@@ -29,6 +30,19 @@ Result<void> CheckMergePair(const Image& child, const Image& parent) {
         "must be equal, and the parent not the larger one",
         a.size_bytes, a.logical_sector_bytes, b.size_bytes, b.logical_sector_bytes);
   return {};
+}
+
+Result<std::unique_ptr<Image>> OpenForMerge(std::unique_ptr<BlockFile> file, ImageFormat format,
+                                            const vmm::Guid& next) {
+  if (format == ImageFormat::kVhdx) return OpenVhdxImage(std::move(file), false, next);
+  return OpenImageFile(std::move(file), format, false);
+}
+
+Result<void> AnnounceMerge(Image& child, const Image& parent, const vmm::Guid& next) {
+  if (!parent.identity_follows_content()) return {};
+  ParentReference reference = *child.parent();
+  reference.linkage = {parent.identity(), next};
+  return child.Relink(reference);
 }
 
 Result<void> MergeRange(Image& child, uint64_t offset, uint64_t length, Image& parent) {
@@ -61,6 +75,17 @@ Result<void> MergeLayer(Image& child, Image& parent, const Progress& progress) {
     }
   }
   return parent.Close();
+}
+
+Result<void> MergeImageFiles(ImageFormat format, BlockFile& child_file,
+                             std::unique_ptr<BlockFile> parent_file, const Progress& progress) {
+  const vmm::Guid next = vmm::Guid::Random();
+  const auto parent = TRY_CTX(OpenForMerge(std::move(parent_file), format, next), "its parent");
+  const auto child = TRY(OpenForMerge(std::make_unique<BorrowedFile>(child_file), format));
+  TRY_VOID(CheckMergePair(*child, *parent));
+  TRY_VOID_CTX(AnnounceMerge(*child, *parent, next), "announcing the merge");
+  TRY_VOID(child->Close());
+  return MergeLayer(*child, *parent, progress);
 }
 
 }  // namespace kvmbus::virtdev

@@ -26,7 +26,7 @@ class IoHold {
   class Waiter {
    public:
     virtual ~Waiter() = default;
-    /// Its requests may try again. On the task's thread: hands it to its own.
+    /// The queue's requests may try again. Runs on the task's thread: post it to the queue's own.
     virtual void OnReleased() = 0;
   };
 
@@ -46,7 +46,8 @@ class IoHold {
   /// For a queue that is drained, whose loop does not turn: the task waits for this request, or if
   /// it runs already the request waits for its end.
   uint32_t EnterNow();
-  /// For work that a request which is under way leaves behind.
+  /// Enters even while the disk is held: for follow-up work of a request that is still under way.
+  /// Leave takes the result.
   uint32_t EnterBeside() { return gate_.Enter(); }
   void Leave(uint32_t token) {
     gate_.Leave(token);
@@ -56,8 +57,8 @@ class IoHold {
   void Forget(Waiter& waiter);
 
   /// Waits until no request is under way, runs `task`, and lets requests in again. One task at a
-  /// time. On no thread that a request needs for its end: no queue's home, not the slow worker's;
-  /// and the task waits for none of them.
+  /// time. Must not be called on a thread that requests need to complete, which are the queues'
+  /// home threads and the slow worker's; nor may the task wait for one of them.
   vmm::Result<void> Run(const std::function<vmm::Result<void>()>& task);
 
  private:

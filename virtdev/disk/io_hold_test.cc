@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -46,6 +47,32 @@ class Traffic final : private IoHold::Waiter {
   std::condition_variable released_;
   bool may_go_ = false;
 };
+
+// Who enters again before it leaves, as a request does that leaves work behind, is inside all the
+// time.
+TEST(IoGateTest, WhoGoesFromPhaseToPhaseIsSeen) {
+  IoGate gate;
+  std::atomic<bool> stop{false};
+  bool empty = false;
+  uint32_t token = gate.Enter();
+  std::thread walker([&] {
+    while (!stop.load()) {
+      gate.Advance();
+      const uint32_t next = gate.Enter();
+      gate.Leave(token);
+      token = next;
+    }
+  });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  while (!empty && std::chrono::steady_clock::now() < end) {
+    for (int i = 0; i < 10000 && !empty; ++i) empty = gate.IsEmpty();
+  }
+  stop = true;
+  walker.join();
+  EXPECT_FALSE(empty);
+  gate.Leave(token);
+  EXPECT_TRUE(gate.IsEmpty());
+}
 
 TEST(IoHoldTest, NobodyIsInsideWhileATaskRuns) {
   IoGate gate;

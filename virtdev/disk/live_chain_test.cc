@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "virtdev/disk/image_format.h"
 #include "virtdev/disk/live_test_disk.h"
 
 namespace kvmbus::virtdev {
@@ -13,11 +14,13 @@ using namespace live_test;
 using vmm::Code;
 using vmm::Result;
 
-class LiveChainTest : public testing::Test {
+/// By the suffix of image names.
+class LiveChainTest : public testing::TestWithParam<const char*> {
  protected:
   LiveChainTest() : files_(MakeHostMergeFiles()) {}
 
-  std::string Path(const std::string& name) { return folder_ / (name + ".vhdx"); }
+  std::string Path(const std::string& name) { return folder_ / (name + GetParam()); }
+  bool is_vhdx() const { return std::string(GetParam()) == ".vhdx"; }
   void Open(const std::string& name) {
     auto disk = OpenDisk(Path(name), {false, true, {}});
     ASSERT_TRUE(disk.ok()) << disk.error().ToString();
@@ -71,7 +74,7 @@ class LiveChainTest : public testing::Test {
   Bytes content_ = Bytes(kDiskBytes, 0);
 };
 
-TEST_F(LiveChainTest, ANewChildTakesWhatIsWritten) {
+TEST_P(LiveChainTest, ANewChildTakesWhatIsWritten) {
   MakeChain({"a"});
   Open("a");
   guest_->Start();
@@ -86,7 +89,7 @@ TEST_F(LiveChainTest, ANewChildTakesWhatIsWritten) {
   Close("c");
 }
 
-TEST_F(LiveChainTest, APreparedChildIsOfTheTopThatThereIsAtTheSwitch) {
+TEST_P(LiveChainTest, APreparedChildIsOfTheTopThatThereIsAtTheSwitch) {
   MakeChain({"a"});
   Open("a");
   // The first write of the guest gives the parent another identity.
@@ -104,7 +107,7 @@ TEST_F(LiveChainTest, APreparedChildIsOfTheTopThatThereIsAtTheSwitch) {
   Close("b");
 }
 
-TEST_F(LiveChainTest, AChildThatCannotBeChangesNothing) {
+TEST_P(LiveChainTest, AChildThatCannotBeChangesNothing) {
   MakeChain({"a"});
   Open("a");
   guest_->Start();
@@ -112,7 +115,7 @@ TEST_F(LiveChainTest, AChildThatCannotBeChangesNothing) {
   MakeImage(Path("other"));
   EXPECT_EQ(CreateLiveChild(*disk_->live(), Path("other"), {}).error().code(),
             Code::kAlreadyExists);
-  EXPECT_FALSE(CreateLiveChild(*disk_->live(), folder_ / "no/where.vhdx", {}).ok());
+  EXPECT_FALSE(CreateLiveChild(*disk_->live(), Path("no/where"), {}).ok());
   EXPECT_FALSE(CreateLiveChild(*disk_->live(), folder_ / "child.raw", {}).ok());
   // As far as it goes: the top was closed, and is written on.
   for (int i = 0; i < 8; ++i) {
@@ -126,7 +129,7 @@ TEST_F(LiveChainTest, AChildThatCannotBeChangesNothing) {
   Close("a");
 }
 
-TEST_F(LiveChainTest, TheTopIsMergedUnderLoad) {
+TEST_P(LiveChainTest, TheTopIsMergedUnderLoad) {
   MakeChain({"a", "b", "c"});
   Open("c");
   guest_->Start();
@@ -142,7 +145,7 @@ TEST_F(LiveChainTest, TheTopIsMergedUnderLoad) {
   EXPECT_TRUE(ReadDisk(Path("a")) == content_);
 }
 
-TEST_F(LiveChainTest, LayersBelowAreMergedUnderLoad) {
+TEST_P(LiveChainTest, LayersBelowAreMergedUnderLoad) {
   MakeChain({"a", "b", "c", "d"});
   Open("d");
   guest_->Start();
@@ -157,7 +160,7 @@ TEST_F(LiveChainTest, LayersBelowAreMergedUnderLoad) {
   Close("d");
 }
 
-TEST_F(LiveChainTest, ACancelLosesNothing) {
+TEST_P(LiveChainTest, ACancelLosesNothing) {
   MakeChain({"a", "b", "c"});
   Open("c");
   guest_->Start();
@@ -176,7 +179,8 @@ TEST_F(LiveChainTest, ACancelLosesNothing) {
   Close("c");
 }
 
-TEST_F(LiveChainTest, ALargerChildMakesItsParentLarger) {
+TEST_P(LiveChainTest, ALargerChildMakesItsParentLarger) {
+  if (!is_vhdx()) GTEST_SKIP() << "none is larger than its parent";
   MakeChain({"a", "b"});
   Open("b");
   guest_->Start();
@@ -190,7 +194,7 @@ TEST_F(LiveChainTest, ALargerChildMakesItsParentLarger) {
   Close("b");
 }
 
-TEST_F(LiveChainTest, WhatOthersUseIsRefused) {
+TEST_P(LiveChainTest, WhatOthersUseIsRefused) {
   MakeChain({"a", "b", "c"});
   const auto other = OpenChain(Path("a"), true);
   ASSERT_TRUE(other.ok());
@@ -206,7 +210,7 @@ TEST_F(LiveChainTest, WhatOthersUseIsRefused) {
   Close("c");
 }
 
-TEST_F(LiveChainTest, AFileThatIsNotTheOneThatIsOpenIsRefused) {
+TEST_P(LiveChainTest, AFileThatIsNotTheOneThatIsOpenIsRefused) {
   MakeChain({"a", "b"});
   Open("b");
   std::filesystem::rename(Path("a"), Path("kept"));
@@ -218,7 +222,7 @@ TEST_F(LiveChainTest, AFileThatIsNotTheOneThatIsOpenIsRefused) {
   Close("b");
 }
 
-TEST_F(LiveChainTest, AnythingInAnyOrder) {
+TEST_P(LiveChainTest, AnythingInAnyOrder) {
   std::mt19937_64 random(11);
   MakeChain({"a", "b"});
   Open("b");
@@ -233,7 +237,7 @@ TEST_F(LiveChainTest, AnythingInAnyOrder) {
     if (what == 0 && layers < 6) {
       name = fmt::format("child{}", ++children);
       ASSERT_NO_FATAL_FAILURE(ExpectChild(name));
-    } else if (what == 1) {
+    } else if (what == 1 && is_vhdx()) {
       ASSERT_TRUE(ResizeLiveDisk(*disk_->live(), disk_->info().size_bytes + kStrip).ok());
     } else if (layers > 1) {
       ASSERT_NO_FATAL_FAILURE(ExpectMerged(random() % (layers - 1)));
@@ -241,6 +245,115 @@ TEST_F(LiveChainTest, AnythingInAnyOrder) {
   }
   guest_->AwaitRequests(20);
   Close(name);
+}
+
+// A machine was killed: the log of its disk is not empty, and it is a parent now.
+TEST_P(LiveChainTest, AParentWithALogIsMergedInto) {
+  if (!is_vhdx()) GTEST_SKIP() << "a VHD has none";
+  MakeChain({"a"});
+  Open("a");
+  guest_->Start();
+  guest_->AwaitRequests(50);
+  guest_->Stop();
+  content_ = guest_->Content(kDiskBytes);
+  ASSERT_TRUE(chain().top().Flush().ok());
+  for (const char* name : {"base", "kept"}) std::filesystem::copy(Path("a"), Path(name));
+  guest_.reset();
+  ASSERT_TRUE(disk_->Close().ok());
+  disk_.reset();
+  MakeImage(Path("b"), Path("base"));
+  // However the child was made: the log of its parent is as it was.
+  std::filesystem::rename(Path("kept"), Path("base"));
+  Open("b");
+  ASSERT_EQ(chain().layers()[1]->file().fd() < 0, is_vhdx()) << "only a VHDX has a log";
+  guest_->Start();
+  guest_->AwaitRequests(30);
+  ExpectMerged(0);
+  guest_->AwaitRequests(30);
+  EXPECT_EQ(chain().layers().size(), 1u);
+  EXPECT_GE(chain().top().file().fd(), 0);
+  Close("b");
+  EXPECT_TRUE(files_->Remove(Path("nowhere")).ok()) << "it is gone, which is all that is wanted";
+}
+
+const auto kName = [](const auto& test) { return std::string(test.param + 1); };
+INSTANTIATE_TEST_SUITE_P(Formats, LiveChainTest, testing::Values(".vhdx", ".vhd"), kName);
+
+int64_t WrittenLast(const std::string& path) {
+  struct stat status = {};
+  EXPECT_EQ(::stat(path.c_str(), &status), 0);
+  return status.st_mtime;
+}
+
+/// Windows compares the two.
+void ExpectKnowsItsParent(const Image& child, const std::string& parent) {
+  EXPECT_EQ(child.parent()->modified, WrittenLast(parent));
+  EXPECT_EQ(child.parent()->linkage.front(), OpenImage(parent, true).value()->identity());
+}
+
+TEST(LiveVhdTest, AChildKnowsWhenItsParentWasWrittenLast) {
+  Folder folder;
+  const std::string a = folder / "a.vhd", b = folder / "b.avhd", c = folder / "c.avhd";
+  MakeImage(a);
+  auto disk = OpenDisk(a, {false, true, {}}).value();
+  const vmm::Guid id = disk->info().disk_id;
+  Guest guest(*disk);
+  guest.Start();
+  auto prepared = PrepareLiveChild(*disk->live(), b);
+  ASSERT_TRUE(prepared.ok()) << prepared.error().ToString();
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  guest.AwaitRequests(20);
+  ASSERT_TRUE(SwitchToLiveChild(*disk->live(), std::move(*prepared), {}).ok());
+  Chain& chain = disk->live()->chain();
+  ExpectKnowsItsParent(chain.top(), a);
+  guest.AwaitRequests(20);
+  ASSERT_TRUE(CreateLiveChild(*disk->live(), c, {}).ok());
+  ExpectKnowsItsParent(chain.top(), b);
+  EXPECT_EQ(disk->info().disk_id, id) << "the guest would see another disk";
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  const auto files = MakeHostMergeFiles();
+  ASSERT_TRUE(MergeLiveLayer(*disk->live(), 1, *files, {}, {}).ok());
+  guest.Stop();
+  guest.ExpectAllRight();
+  ASSERT_TRUE(disk->Close().ok());
+  disk.reset();
+  ExpectKnowsItsParent(*OpenImage(c, true).value(), a);
+  EXPECT_EQ(OpenDisk(c, {true, true, {}}).value()->info().disk_id, id);
+}
+
+TEST(LiveVhdTest, AFixedBaseGetsAChildAndTakesItsContent) {
+  Folder folder;
+  const std::string a = folder / "a.vhd", b = folder / "b.avhd";
+  CreateDiskOptions options;
+  options.format = "vhd";
+  options.fixed = true;
+  options.size_bytes = kDiskBytes;
+  ASSERT_TRUE(CreateDisk(a, options).ok());
+  auto disk = OpenDisk(a, {false, true, {}}).value();
+  Guest guest(*disk);
+  guest.Start();
+  guest.AwaitRequests(30);
+  ASSERT_TRUE(CreateLiveChild(*disk->live(), b, {}).ok());
+  guest.AwaitRequests(60);
+  const auto files = MakeHostMergeFiles();
+  ASSERT_TRUE(MergeLiveLayer(*disk->live(), 0, *files, {}, {}).ok());
+  guest.AwaitRequests(30);
+  guest.Stop();
+  guest.ExpectAllRight();
+  ASSERT_TRUE(disk->Close().ok());
+  disk.reset();
+  EXPECT_TRUE(ReadDisk(a) == guest.Content());
+  EXPECT_EQ(Complaints(a), "");
+}
+
+TEST(LiveRawTest, ARawDiskGetsNoChildAndTheErrorSaysWhatToDo) {
+  Folder folder;
+  MakeImage(folder / "a.raw");
+  auto disk = OpenDisk(folder / "a.raw", {false, true, {}}).value();
+  const auto refused = CreateLiveChild(*disk->live(), folder / "b.avhdx", {});
+  EXPECT_EQ(refused.error().code(), Code::kUnimplemented);
+  EXPECT_NE(refused.error().ToString().find("vmctl disk convert"), std::string::npos);
+  ASSERT_TRUE(disk->Close().ok());
 }
 
 }  // namespace

@@ -23,11 +23,12 @@ vmm::Result<void> ResizeLiveDisk(LiveChain& live, uint64_t size_bytes);
 /// the one above it says, in the folders in which its parents may be. Errors: those of FindParent.
 vmm::Result<void> CheckFindsLayers(const std::string& top, const Chain& chain, size_t layer);
 
-/// Called while requests are held, right before another file becomes the top: what goes with the
-/// disk under its name goes with it now, in a way that leaves the old name what it has.
+/// Called while requests are held, right before another file becomes the top: whoever keeps data
+/// beside the disk, under its name, copies it to the new name. The old name keeps its data.
 using TopMoves = std::function<vmm::Result<void>(const std::string& path)>;
 
-/// A child of the top that is on the disk, but for its name; gone with the object.
+/// A new child of the top. Its file is complete but has no name yet, and is deleted with this
+/// object.
 struct LiveChild {
   std::string path;
   CreateDiskOptions options;
@@ -36,14 +37,15 @@ struct LiveChild {
 };
 
 /// Makes an image for `path` whose parent is the top, while requests run on. kAlreadyExists: there
-/// is such a file; kUnimplemented: the top is not a VHDX image.
+/// is such a file; kUnimplemented: the top is a raw image.
 vmm::Result<LiveChild> PrepareLiveChild(LiveChain& live, const std::string& path);
 
-/// The child is written from now on; the former top is not any more. A crash leaves no file at its
-/// path, and the disk is what it was, or a whole one, and that is the disk.
+/// Makes the child the top: from now on it takes the writes, and the former top gets none. After a
+/// crash there is either no file at the child's path, and the disk is what it was, or a whole child
+/// that is the disk.
 vmm::Result<void> SwitchToLiveChild(LiveChain& live, LiveChild child, const TopMoves& top_moves);
 
-/// Both.
+/// PrepareLiveChild and SwitchToLiveChild, one after the other.
 vmm::Result<void> CreateLiveChild(LiveChain& live, const std::string& path,
                                   const TopMoves& top_moves);
 
@@ -66,10 +68,10 @@ class MergeFiles {
 std::unique_ptr<MergeFiles> MakeHostMergeFiles();
 
 /// Writes layer `layer` (0: the top) into the one below it, takes it out of the chain and deletes
-/// its file; of a top, whose name others know, the name stays, and leads to the file that is the
-/// top now. Other children of these files are lost by it; those in use are noticed (kUnavailable).
-/// Harmless when it is killed, cancelled (kCancelled) or fails: the chain holds what it held, and
-/// can be merged again, in use or not. Other errors as CheckMergePair's.
+/// its file. The name of a merged top stays, since others know it: it leads to the new top's file.
+/// Other children of these files become invalid; if one is in use, the merge fails (kUnavailable).
+/// A merge that is killed, cancelled (kCancelled) or fails does no harm: the chain holds what it
+/// held, and can be merged again, in use or not. Other errors as CheckMergePair's.
 vmm::Result<void> MergeLiveLayer(LiveChain& live, size_t layer, MergeFiles& files,
                                  const Progress& progress, const TopMoves& top_moves);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Merging a layer of a disk in use into the one below it. The order that survives a crash:
-//   the layer that is merged learns what identity the one below it is about to take;
+//   the layer that is merged learns what identity the one below it is about to take, if it takes
+//   another one (a VHD does not);
 //   while it is copied, what it has hides what that one gets, so that the chain shows the same at
 //   any moment. Of a top, what is written during the copy is copied again, the last of it while no
 //   request is under way;
@@ -10,7 +11,6 @@
 
 #include "virtdev/disk/image_merge.h"
 #include "virtdev/disk/live_disk.h"
-#include "virtdev/disk/vhdx_merge.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::virtdev {
@@ -55,11 +55,9 @@ class LiveMerge {
       return MakeError(Code::kInvalidArgument,
                        "'{}' is no differencing disk: there is nothing to merge",
                        chain_.paths()[layer_]);
-    for (size_t i = layer_; i <= layer_ + 1; ++i) {
-      if (chain_.layers()[i]->format() != "vhdx")
-        return MakeError(Code::kUnimplemented, "'{}' is a {} image: only VHDX files are merged",
-                         chain_.paths()[i], chain_.layers()[i]->format());
-    }
+    if (child().format() != parent().format())
+      return MakeError(Code::kInvalidArgument, "'{}', the parent of '{}', has another format",
+                       chain_.paths()[layer_ + 1], chain_.paths()[layer_]);
     if (chain_.info().read_only)
       return Error(Code::kFailedPrecondition,
                    "the disk is attached read-only: merge it while nobody uses it");
@@ -67,14 +65,16 @@ class LiveMerge {
     return is_top() ? files_.CheckNextTop(chain_) : Result<void>();
   }
 
-  /// All that is written but the top: the layer above, whose parent changes; the one that is
-  /// merged, which is told of it; the one that it goes into.
+  /// Reopens the layers below the top that the merge writes to: the layer above the merged one,
+  /// whose parent changes; the merged layer, where the merge is announced; and the layer below it,
+  /// which takes its data.
   Result<void> OpenForWriting() {
     for (size_t i = std::max<size_t>(layer_, 2) - 1; i <= layer_ + 1; ++i) {
       const std::string& path = chain_.paths()[i];
       BlockFile& former = chain_.layers()[i]->file();
-      auto image = OpenVhdxImage(TRY(files_.Reopen(path, former)), false,
-                                 i == layer_ + 1 ? next_ : vmm::Guid());
+      const ImageFormat format = FormatNamed(chain_.layers()[i]->format());
+      auto image = OpenForMerge(TRY(files_.Reopen(path, former)), format,
+                                i == layer_ + 1 ? next_ : vmm::Guid());
       if (!image.ok()) {
         files_.Share(former, former);  // the lock went with the file
         return std::move(image.error()).WithContext(fmt::format("'{}'", path));
@@ -89,7 +89,7 @@ class LiveMerge {
       files_.Share(one.image->file(), chain_.layers()[one.layer]->file());
   }
 
-  /// In place of those that read; requests are held.
+  /// Puts the images that were opened for writing into the chain. Requests are held meanwhile.
   Result<void> Enter() {
     for (Opened& one : opened_) one.owned = chain_.ReplaceLayer(one.layer, std::move(one.owned));
     if (is_top()) {
@@ -162,6 +162,7 @@ class LiveMerge {
       TRY_VOID(child().Close());
       TRY_VOID(parent().Close());
       reference.linkage = {parent().identity()};
+      reference.modified = ModifiedOf(parent().file());
       TRY_VOID_CTX(above.Relink(reference), "linking '{}' anew", above_path);
       if (layer_ > 1) TRY_VOID(above.Close());
       removed_ = chain_.RemoveLayer(layer_);

@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "virtdev/disk/live_disk.h"
+#include "virtdev/disk/vhd_test_image.h"
 #include "virtdev/disk/vhdx_crash_content.h"
-#include "virtdev/disk/vhdx_merge.h"
 #include "virtdev/disk/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
@@ -17,9 +17,13 @@ using vmm::Result;
 constexpr uint64_t kBytes = 3u << 20;
 constexpr uint64_t kUnits = kBytes / kUnit;
 
+/// What the files are, the base among them.
+enum class Format { kVhdx, kVhd, kFixedVhd };
+
 /// A folder of media, and what a merge does to their names.
 class Media final : public MergeFiles {
  public:
+  explicit Media(Format of) : format(of) {}
   Result<std::unique_ptr<BlockFile>> Reopen(const std::string& path, BlockFile&) override {
     return std::unique_ptr<BlockFile>(std::make_unique<CrashFile>(media.at(path)));
   }
@@ -48,7 +52,7 @@ class Media final : public MergeFiles {
     std::vector<std::string> names = {top};
     for (;;) {
       EXPECT_NE(names.back(), removed);
-      layers.push_back(vhdx_test::Open(media.at(names.back()), !layers.empty()));
+      layers.push_back(OpenOne(names.back(), !layers.empty()));
       if (layers.back() == nullptr) return nullptr;
       if (layers.size() > 1) {
         const auto& linkage = layers[layers.size() - 2]->parent()->linkage;
@@ -62,6 +66,33 @@ class Media final : public MergeFiles {
     return std::make_unique<Chain>(std::move(layers), std::move(names));
   }
 
+  std::unique_ptr<Image> OpenOne(const std::string& name, bool read_only) {
+    return format == Format::kVhdx ? vhdx_test::Open(media.at(name), read_only)
+                                   : vhd_test::Open(media.at(name), read_only);
+  }
+  std::string ComplaintsOf(const std::string& name) {
+    return format == Format::kVhdx ? vhdx_test::Complaints(media.at(name))
+                                   : vhd_test::Complaints(media.at(name));
+  }
+  /// An empty image on `below`; "": a base.
+  Result<void> Make(const std::string& name, const std::string& below) {
+    CreateDiskOptions options = SmallDisk();
+    options.size_bytes = kBytes;
+    CrashFile file(media[name]);
+    const vmm::Guid parent = below.empty() ? vmm::Guid() : OpenOne(below, true)->identity();
+    const std::string path = ".\\" + below;
+    if (format == Format::kVhdx) {
+      const ParentReference reference = {{{ParentReference::Path::Kind::kRelative, path}},
+                                         {parent}};
+      return FormatVhdx(file, options, vmm::Guid::Random(), below.empty() ? nullptr : &reference);
+    }
+    if (!below.empty()) return FormatVhdChild(file, {parent, kBytes, 0, path, ""});
+    options.block_bytes = 512u << 10;
+    options.fixed = format == Format::kFixedVhd;
+    return FormatVhd(file, options, vmm::Guid::Random());
+  }
+
+  const Format format;
   std::map<std::string, CrashMedium> media;
   std::string top, removed;
   std::function<void()> on_event = [] {};
@@ -100,9 +131,9 @@ class Writer {
     const auto value = static_cast<uint8_t>(what <= 2 ? 0 : 1 + random_() % 255);
     if (!cut) content_.WroteRange(first, count, value);
     const uint64_t offset = first * kUnit, length = count * kUnit;
-    if (what == 1) {
+    if (what == 1 && top.info().unmapped_reads_zero) {
       ASSERT_TRUE(top.Unmap(offset, length).ok());
-    } else if (what == 2) {
+    } else if (what <= 2) {
       ASSERT_TRUE(top.WriteZeroes(offset, length).ok());
     } else {
       Write(top, offset, Bytes(length, value));
@@ -117,19 +148,11 @@ class Writer {
 
 /// c on b on a, each with something of its own.
 void MakeMedia(Media& media, std::mt19937_64& random, AcceptableContent& content) {
-  CreateDiskOptions options = SmallDisk();
-  options.size_bytes = kBytes;
   const bool cut = false;
   Writer writer(random, content);
   std::string below;
   for (const std::string name : {"a", "b", "c"}) {
-    ParentReference parent;
-    if (!below.empty())
-      parent = {{{ParentReference::Path::Kind::kRelative, ".\\" + below}},
-                {Open(media.media.at(below), true)->identity()}};
-    CrashFile file(media.media[name]);
-    ASSERT_TRUE(
-        FormatVhdx(file, options, vmm::Guid::Random(), below.empty() ? nullptr : &parent).ok());
+    ASSERT_TRUE(media.Make(name, below).ok());
     media.top = below = name;
     auto chain = media.Open();
     Live live(*chain);
@@ -147,7 +170,7 @@ void ExpectAllowed(Media& media, AcceptableContent& content) {
   for (uint64_t unit = 0; unit < kUnits; ++unit)
     ASSERT_TRUE(content.Allows(unit, bytes.data() + unit * kUnit)) << unit;
   content.Found(bytes);
-  for (const std::string& name : chain->paths()) ASSERT_EQ(Complaints(media.media.at(name)), "");
+  for (const std::string& name : chain->paths()) ASSERT_EQ(media.ComplaintsOf(name), "");
 }
 
 /// What is left after a cut is merged to the end, and is the same disk.
@@ -164,7 +187,7 @@ void ExpectCanBeMerged(Media& media, AcceptableContent& content) {
   }
 }
 
-void CutPowerEverywhere(size_t layer) {
+void CutPowerEverywhere(Format format, size_t layer) {
   uint64_t events = 1;
   int cuts = 0;
   for (uint64_t cut_at = 0; cut_at < events && !testing::Test::HasFailure();
@@ -172,7 +195,7 @@ void CutPowerEverywhere(size_t layer) {
     SCOPED_TRACE(fmt::format("layer {}: cut at {} of {}", layer, cut_at, events));
     std::mt19937_64 random(cut_at);
     AcceptableContent content(kUnits, kUnit, [](uint64_t) { return uint8_t{0}; });
-    Media media, after;
+    Media media(format), after(format);
     ASSERT_NO_FATAL_FAILURE(MakeMedia(media, random, content));
     auto chain = media.Open();
     Live live(*chain);
@@ -213,8 +236,17 @@ void CutPowerEverywhere(size_t layer) {
   EXPECT_GT(cuts, 80);
 }
 
-TEST(LiveMergeCrashTest, TheTop) { CutPowerEverywhere(0); }
-TEST(LiveMergeCrashTest, ALayerBelow) { CutPowerEverywhere(1); }
+class LiveMergeCrashTest : public testing::TestWithParam<Format> {};
+
+TEST_P(LiveMergeCrashTest, TheTop) { CutPowerEverywhere(GetParam(), 0); }
+TEST_P(LiveMergeCrashTest, ALayerBelow) { CutPowerEverywhere(GetParam(), 1); }
+
+std::string NameOf(const testing::TestParamInfo<Format>& test) {
+  constexpr const char* kNames[] = {"Vhdx", "Vhd", "FixedVhd"};
+  return kNames[static_cast<int>(test.param)];
+}
+INSTANTIATE_TEST_SUITE_P(Formats, LiveMergeCrashTest,
+                         testing::Values(Format::kVhdx, Format::kVhd, Format::kFixedVhd), NameOf);
 
 }  // namespace
 }  // namespace kvmbus::virtdev

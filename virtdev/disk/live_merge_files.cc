@@ -59,8 +59,7 @@ class HostMergeFiles final : public MergeFiles {
     return {};
   }
   Result<void> Remove(const std::string& path) override {
-    if (::unlink(path.c_str()) < 0)
-      return Error::FromErrno(errno, fmt::format("'{}' is merged, and not deleted", path));
+    TRY_VOID_CTX(vmm::RemoveFile(path), "'{}' is merged, and not deleted", path);
     return {};
   }
 };

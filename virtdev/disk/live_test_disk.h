@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/image_format.h"
 #include "virtdev/disk/live_disk.h"
 
 namespace kvmbus::virtdev::live_test {
@@ -25,7 +26,8 @@ using Bytes = std::vector<uint8_t>;
 
 inline constexpr uint64_t kMiB = 1u << 20;
 inline constexpr uint64_t kDiskBytes = 32 * kMiB;
-inline constexpr uint64_t kStrip = kMiB;  ///< also the images' block size
+inline constexpr uint64_t kStrip = kMiB;           ///< also the block size of VHDX images
+inline constexpr uint32_t kVhdBlock = 512u << 10;  ///< of a VHD that has no parent
 
 class Folder {
  public:
@@ -42,8 +44,8 @@ class Folder {
 
 inline void MakeImage(const std::string& path, const std::string& parent = "") {
   CreateDiskOptions options;
-  options.format = path.ends_with(".raw") ? "raw" : "vhdx";
-  options.block_bytes = kStrip;
+  options.format = FormatOfName(path);
+  options.block_bytes = options.format == "vhd" ? kVhdBlock : kStrip;
   options.parent = parent;
   if (parent.empty()) options.size_bytes = kDiskBytes;
   const auto made = CreateDisk(path, options);
@@ -122,6 +124,9 @@ class Hammer final : public DiskCompletion {
     constexpr Op kOps[] = {Op::kRead,  Op::kRead,  Op::kRead,        Op::kWrite, Op::kWrite,
                            Op::kWrite, Op::kWrite, Op::kWriteZeroes, Op::kUnmap, Op::kFlush};
     request.op = kOps[random_() % std::size(kOps)];
+    // What an unmapped range holds is known only if the disk promises it.
+    if (request.op == Op::kUnmap && !disk_.info().unmapped_reads_zero)
+      request.op = Op::kWriteZeroes;
     request.fua = request.op == Op::kWrite && random_() % 16 == 0;
     request.length = 512 * (1 + random_() % 256);
     slot.at = random_() % ((kStrip - request.length) / 512 + 1) * 512;

@@ -15,7 +15,7 @@ class MinimumMonitor {
  public:
   static constexpr uint64_t kWindowNs = 1'000'000'000;
 
-  /// From now on; 0: it judges nothing.
+  /// Sets the minimum to judge by from now on; 0: nothing is judged.
   void SetMinimum(uint64_t minimum_iops, uint64_t now_ns, uint64_t units);
   /// A queue has requests under way from now on, or none any more.
   void Busy(uint64_t now_ns, uint64_t units);

@@ -5,6 +5,7 @@
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_io.h"
 #include "virtdev/disk/image_format.h"
+#include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::virtdev {
@@ -67,6 +68,8 @@ vmm::Result<std::unique_ptr<DiskIo>> OpenDisk(const std::string& path,
                                               const DiskOpenOptions& options) {
   auto chain = TRY(OpenChain(path, options.read_only, options.roots));
   ApplyCaching(chain->top(), options.caching, path);
+  // Nobody else writes at its name: a live merge left what is there when its host lost power.
+  if (!options.read_only) vmm::RemoveUnfinishedOf(vmm::RealPath(path).value_or(path));
   return MakeChainDisk(std::move(chain), options.force_threads);
 }
 

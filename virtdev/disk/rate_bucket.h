@@ -24,8 +24,8 @@ class RateBucket {
   RateBucket(const QosLimits& limits, uint64_t now_ns)
       : requests_(limits.max_iops, now_ns), bytes_(limits.max_bytes_per_second, now_ns) {}
 
-  /// Takes a place for a request of `units` (see QosLimits) and `bytes`: when it may go; perhaps
-  /// before now.
+  /// Takes a place for a request of `units` (see QosLimits) and `bytes`. Returns the time at which
+  /// the request may go, which may be before `now_ns`.
   uint64_t Reserve(uint64_t now_ns, uint64_t units, uint64_t bytes) {
     const uint64_t start =
         std::max(requests_.Reserve(now_ns * kTicks, units), bytes_.Reserve(now_ns * kTicks, bytes));

@@ -33,7 +33,7 @@ class RawImage final : public Image {
     return std::vector<ImageExtent>{At(offset, length)};
   }
   Result<void> Unmap(uint64_t offset, uint64_t length) override {
-    return file_->Zero(offset, length, false);
+    return file_->Release(offset, length);
   }
   Result<void> WriteZeroes(uint64_t offset, uint64_t length) override {
     return file_->Zero(offset, length, true);
@@ -41,12 +41,12 @@ class RawImage final : public Image {
   Result<void> Grow(uint64_t size_bytes) override {
     TRY_VOID(CheckNewSize(*file_, size_bytes));
     TRY_VOID(file_->Resize(size_bytes));
-    TRY_VOID(file_->Flush());
+    TRY_VOID(Flush());
     info_.size_bytes = size_bytes;
     return {};
   }
-  Result<void> Flush() override { return file_->Flush(); }
-  Result<void> Close() override { return info_.read_only ? Result<void>() : file_->Flush(); }
+  Result<void> Flush() override { return flush_.Run(*file_); }
+  Result<void> Close() override { return info_.read_only ? Result<void>() : Flush(); }
 
  private:
   ImageExtent At(uint64_t offset, uint64_t length) const {
@@ -55,6 +55,7 @@ class RawImage final : public Image {
 
   std::unique_ptr<BlockFile> file_;
   DiskInfo info_;
+  StickyFlush flush_;
 };
 
 }  // namespace
@@ -64,7 +65,8 @@ Result<std::unique_ptr<Image>> OpenRawImage(std::unique_ptr<BlockFile> file, boo
   DiskInfo info;
   info.size_bytes = TRY(file->Size());
   info.read_only = read_only;
-  info.can_unmap = true;
+  // What the host cannot release stays what it is, and the guest counts on zeroes.
+  info.can_unmap = file->can_release();
   info.unmapped_reads_zero = true;
   info.disk_id = disk_id;
   if (info.size_bytes == 0 || info.size_bytes % info.logical_sector_bytes != 0)

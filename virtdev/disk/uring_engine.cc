@@ -59,6 +59,14 @@ class UringQueue final : public HostQueue {
   }
 
   void Drain() override {
+    do {
+      DrainRing();
+      if (threads_ != nullptr) threads_->Drain();
+    } while (under_way_ != 0 || !waiting_.empty());  // what a delivery has started
+  }
+
+ private:
+  void DrainRing() {
     while (under_way_ != 0 || !waiting_.empty()) {
       Fill();
       const int status = ::io_uring_submit_and_wait(&ring_, 1);
@@ -66,7 +74,6 @@ class UringQueue final : public HostQueue {
     }
   }
 
- private:
   void Fill() {
     while (!waiting_.empty() && under_way_ < kEntries) {
       io_uring_sqe* entry = ::io_uring_get_sqe(&ring_);
@@ -135,12 +142,26 @@ class UringQueue final : public HostQueue {
   }
 
   void Finish(HostTransfer& transfer, int result) {
-    if (result == -EINTR || result == -EAGAIN) return waiting_.push_front(&transfer);
+    if (result == -EAGAIN) return Wait(transfer);
+    if (result == -EINTR) return waiting_.push_front(&transfer);
     if (result < 0) return Done(transfer, -result);
     transfer.Advance(static_cast<size_t>(result));
     if (transfer.rest().empty()) return Done(transfer, 0);
     if (result == 0) return Done(transfer, transfer.write ? ENOSPC : EIO);  // past the file's end
     waiting_.push_front(&transfer);
+  }
+
+  /// The kernel does not wait for this file, or has no memory for the waiting: it could say so for
+  /// ever. A thread waits.
+  void Wait(HostTransfer& transfer) {
+    if (threads_ == nullptr) {
+      auto threads = MakeThreadEngine();
+      auto queue = threads->OpenQueue(loop_);
+      if (!queue.ok()) return Done(transfer, EAGAIN);
+      thread_engine_ = std::move(threads);
+      threads_ = std::move(*queue);
+    }
+    threads_->Submit(transfer);
   }
 
   static void Done(HostTransfer& transfer, int error) {
@@ -153,7 +174,9 @@ class UringQueue final : public HostQueue {
   std::deque<HostTransfer*> waiting_;  // not yet in the ring
   unsigned under_way_ = 0;             // in the ring, submitted or not
   bool retrying_ = false;
-  bool reaping_ = false;  // a delivery's Kick does not nest
+  bool reaping_ = false;                       // a delivery's Kick does not nest
+  std::unique_ptr<HostEngine> thread_engine_;  // once the ring had no use for a transfer
+  std::unique_ptr<HostQueue> threads_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

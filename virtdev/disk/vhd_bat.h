@@ -35,7 +35,7 @@ class BlockTable {
     uint64_t file_offset;
     std::vector<uint8_t> bytes;
   };
-  /// What of such a page is BAT, as the file holds it.
+  /// The part of such a page that belongs to the BAT, as it is stored in the file.
   Part CopyPage(uint64_t page) const;
   /// Entries of the disk that have a block.
   uint64_t CountPresent() const;

@@ -28,7 +28,7 @@ class SectorBitmap {
   /// How many sectors from `first` on, at most `count`, have this value.
   uint64_t Run(uint64_t first, uint64_t count, bool value) const;
   bool AllSet(uint64_t first, uint64_t count) const { return Run(first, count, true) == count; }
-  /// Under the owner's lock. Who sees a bit sees the data that came before it.
+  /// Under the owner's lock. A reader that sees a bit set also sees the data written before it.
   void Set(uint64_t first, uint64_t count);
   std::vector<uint8_t> Copy() const;
 

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/disk/vhd_create.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 
 #include "virtdev/disk/vhd_format.h"
 #include "vmm/os/clock.h"
-#include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -22,11 +18,6 @@ using vmm::Result;
 constexpr uint32_t kBlockBytes = 2u << 20;
 constexpr uint32_t kSmallBlockBytes = 512u << 10;
 
-/// Seconds since 2000, of what the format can say.
-uint32_t TimeStamp(int64_t unix_time) {
-  return static_cast<uint32_t>(std::clamp<int64_t>(unix_time - kEpoch, 0, 0xffffffff));
-}
-
 Footer NewFooter(DiskType type, uint64_t size, const vmm::Guid& id) {
   Footer footer{};
   footer.cookie = kFooterCookie;
@@ -34,7 +25,7 @@ Footer NewFooter(DiskType type, uint64_t size, const vmm::Guid& id) {
   footer.version = kVersion;
   footer.data_offset = type == DiskType::kFixed ? kNoOffset : kHeaderOffset;
   footer.time_stamp =
-      TimeStamp(static_cast<int64_t>(vmm::SystemClock().RealtimeNs() / 1'000'000'000));
+      TimeStampOf(static_cast<int64_t>(vmm::SystemClock().RealtimeNs() / 1'000'000'000));
   // Other programs go by the creator when they choose between size and geometry.
   footer.creator_app = kCreatorWindows;
   footer.creator_version = kCreatorVersion;
@@ -81,33 +72,6 @@ Result<void> WriteStructures(BlockFile& file, const Footer& footer, DynamicHeade
   return file.Flush();
 }
 
-/// Appends a locator's text, in whole sectors; its place counts from the first text.
-Result<void> AddLocator(ParentLocator* locator, uint32_t code, const std::string& path,
-                        std::vector<uint8_t>* texts) {
-  auto text = vmm::Utf8ToUtf16(path, std::endian::little);
-  if (!text || text->empty() || text->size() > 60u << 10)
-    return MakeError(Code::kInvalidArgument,
-                     "the parent's path '{}' is no text of up to 30720 "
-                     "characters",
-                     path);
-  locator->platform_code = code;
-  locator->data_length = static_cast<uint32_t>(text->size());
-  text->resize(RoundUp(text->size(), kSector));
-  locator->data_space = static_cast<uint32_t>(text->size());
-  locator->data_offset = texts->size();
-  texts->insert(texts->end(), text->begin(), text->end());
-  return {};
-}
-
-/// The file's name alone, as much of it as there is room for.
-void SetParentName(DynamicHeader* header, const std::string& path) {
-  std::ranges::fill(header->parent_unicode_name, uint8_t{0});
-  const auto name = vmm::Utf8ToUtf16(path.substr(path.find_last_of("\\/") + 1), std::endian::big);
-  if (!name) return;
-  std::copy_n(name->begin(), std::min(name->size(), sizeof(header->parent_unicode_name) - 2),
-              header->parent_unicode_name);
-}
-
 }  // namespace
 
 Result<void> CheckVhdOptions(const CreateDiskOptions& options) {
@@ -143,38 +107,6 @@ Result<void> FormatVhd(BlockFile& file, const CreateDiskOptions& options,
   return file.Flush();
 }
 
-Result<VhdParent> VhdParentOf(const std::string& path, const Image& parent,
-                              const ParentReference& reference) {
-  struct stat status = {};
-  if (::stat(path.c_str(), &status) < 0)
-    return vmm::Error::FromErrno(errno, fmt::format("'{}'", path));
-  VhdParent kept;
-  kept.identity = parent.identity();
-  kept.size_bytes = parent.info().size_bytes;
-  kept.modified = status.st_mtime;
-  kept.relative_path = reference.paths[0].text;
-  kept.absolute_path = reference.paths[1].text;
-  return kept;
-}
-
-Result<std::vector<uint8_t>> SetVhdParent(DynamicHeader* header, const VhdParent& parent) {
-  header->parent_unique_id = parent.identity;
-  header->parent_time_stamp = TimeStamp(parent.modified);
-  SetParentName(header, parent.relative_path);
-  std::ranges::fill(header->locators, ParentLocator{});
-  std::vector<uint8_t> texts;
-  TRY_VOID(AddLocator(&header->locators[0], kLocatorRelative, parent.relative_path, &texts));
-  if (!parent.absolute_path.empty())
-    TRY_VOID(AddLocator(&header->locators[1], kLocatorAbsolute, parent.absolute_path, &texts));
-  return texts;
-}
-
-void PlaceLocators(DynamicHeader* header, uint64_t file_offset) {
-  for (ParentLocator& locator : header->locators) {
-    if (locator.data_length != 0) locator.data_offset = locator.data_offset + file_offset;
-  }
-}
-
 Result<void> FormatVhdChild(BlockFile& file, const VhdParent& parent) {
   CreateDiskOptions options;
   options.size_bytes = parent.size_bytes;
@@ -185,6 +117,14 @@ Result<void> FormatVhdChild(BlockFile& file, const VhdParent& parent) {
   PlaceLocators(&header, TableEnd(header));
   TRY_VOID(file.Write(texts, TableEnd(header)));
   return WriteStructures(file, footer, header, TableEnd(header) + texts.size());
+}
+
+Result<void> StampVhdChild(BlockFile& file, int64_t modified) {
+  DynamicHeader header;
+  TRY_VOID(file.Read(vhd::BytesOf(header), kHeaderOffset));
+  header.parent_time_stamp = TimeStampOf(modified);
+  header.checksum = ChecksumOf(header);
+  return file.Write(vhd::BytesOf(header), kHeaderOffset);
 }
 
 }  // namespace kvmbus::virtdev

@@ -3,11 +3,8 @@
 /// New VHD files.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "virtdev/disk/disk_tools.h"
-#include "virtdev/disk/vhd_format.h"
+#include "virtdev/disk/vhd_parent.h"
 
 namespace kvmbus::virtdev {
 
@@ -18,26 +15,10 @@ vmm::Result<void> CheckVhdOptions(const CreateDiskOptions& options);
 vmm::Result<void> FormatVhd(BlockFile& file, const CreateDiskOptions& options,
                             const vmm::Guid& disk_id);
 
-/// What a child keeps of its parent.
-struct VhdParent {
-  vmm::Guid identity;  ///< the parent's unique id
-  uint64_t size_bytes = 0;
-  int64_t modified = 0;       ///< of its file, in Unix time: Windows compares it
-  std::string relative_path;  ///< as it is to stand there: ".\\base.vhd"
-  std::string absolute_path;  ///< the same; "" for none
-};
-
-/// Of the image in the file `path`, to which `reference` leads.
-vmm::Result<VhdParent> VhdParentOf(const std::string& path, const Image& parent,
-                                   const ParentReference& reference);
-
-/// Makes a header say that of its parent. The texts of its locators, whole sectors, which are to be
-/// written in one piece where PlaceLocators then says that they are. kInvalidArgument: a path that
-/// is no text, or too long.
-vmm::Result<std::vector<uint8_t>> SetVhdParent(vhd::DynamicHeader* header, const VhdParent& parent);
-void PlaceLocators(vhd::DynamicHeader* header, uint64_t file_offset);
-
 /// An empty differencing image (.vhd or .avhd), into an empty file.
 vmm::Result<void> FormatVhdChild(BlockFile& file, const VhdParent& parent);
+/// Changes the time at which the parent was written last, in an image that FormatVhdChild has made.
+/// Not flushed.
+vmm::Result<void> StampVhdChild(BlockFile& file, int64_t modified);
 
 }  // namespace kvmbus::virtdev

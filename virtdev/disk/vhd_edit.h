@@ -21,10 +21,10 @@ vmm::Result<VhdFile> OpenVhdToEdit(std::unique_ptr<BlockFile> file);
 struct Gap {
   uint64_t offset, end;
 };
-/// In front of the last part that has an owner; sorted.
+/// The gaps in front of the last part that has an owner, sorted.
 std::vector<Gap> GapsOf(const VhdFile& vhd, const BlockTable& table);
 
-/// What entries of these blocks say becomes durable, after all that was written before.
+/// Writes the BAT entries of these blocks, durably, once all that was written before is durable.
 vmm::Result<void> CommitEntries(const VhdFile& vhd, const BlockTable& table,
                                 const std::set<uint64_t>& blocks);
 /// Blocks behind the disk's end, which a cut operation or another program has left, are given up.

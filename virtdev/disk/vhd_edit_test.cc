@@ -405,5 +405,58 @@ TEST(VhdRelinkTest, AnyMomentNamesTheOldParentOrTheNew) {
   EXPECT_FALSE(relink(disk).ok());
 }
 
+/// The same of an image that is open and written to. The host fails from some write on until the
+/// relink has given up; then the image goes on.
+TEST(VhdRelinkTest, AnOpenImageGoesOnWhateverBecameOfIt) {
+  using Path = ParentReference::Path;
+  ParentReference next;
+  next.paths = {{Path::Kind::kRelative, ".\\next.vhd"},
+                {Path::Kind::kAbsolute, "\\" + std::string(3000, 'y') + "\\next.vhd"}};
+  next.linkage = {vmm::Guid::Random()};
+  next.modified = 1700000000;
+  constexpr uint64_t kSize = 8 * (2u << 20);
+  const Bytes below = ParentContent(kSize);
+  bool failed = true, old_seen = false;
+  for (int fail_at = 0; failed; ++fail_at) {
+    SCOPED_TRACE(fail_at);
+    ASSERT_LT(fail_at, 200);
+    CrashMedium medium = NewMedium(Kind::kDifferencing, kSize);
+    Bytes model = below;
+    auto image = Open(medium);
+    const auto write = [&](uint64_t block, uint8_t value) {
+      const uint64_t offset = (block << 21) + 3 * kUnit;
+      Write(*image, offset, Bytes(5 * kUnit, value));
+      std::fill_n(model.begin() + static_cast<ptrdiff_t>(offset), 5 * kUnit, value);
+    };
+    write(1, 10);
+    int event = 0;
+    medium.on_event = [&] { medium.fail_writes = medium.fail_writes || event++ == fail_at; };
+    const auto relinked = image->Relink(next);
+    medium.on_event = nullptr;
+    medium.fail_writes = false;
+    failed = !relinked.ok();
+    if (!failed) {
+      EXPECT_EQ(image->parent()->linkage, next.linkage);
+    }
+    write(1, 20);
+    write(2, 30);
+    write(0, 40);
+    ASSERT_TRUE(image->Flush().ok());
+    ASSERT_TRUE(failed || image->Relink(next).ok()) << "once more";
+    write(5, 50);
+    ASSERT_TRUE(image->Close().ok());
+    image = Open(medium);
+    ASSERT_TRUE(image);
+    ASSERT_TRUE(Read(*image, 0, kSize, &below) == model);
+    ASSERT_EQ(Complaints(medium), "");
+    const ParentReference& found = *image->parent();
+    const bool is_old = found.linkage.front() == SomeParent().identity;
+    old_seen = old_seen || is_old;
+    ASSERT_TRUE(is_old ? failed : found.linkage == next.linkage);
+    ASSERT_EQ(found.modified, is_old ? SomeParent().modified : next.modified);
+  }
+  EXPECT_TRUE(old_seen);
+}
+
 }  // namespace
 }  // namespace kvmbus::virtdev

@@ -26,7 +26,7 @@ struct VhdFile {
   Footer footer;                 ///< the one that counts
   bool footer_is_sound = true;   ///< the one at the end is there and is that one
   bool copy_is_sound = true;     ///< the one at 0 is equal; a fixed disk has none
-  uint64_t footer_offset = 0;    ///< where what blocks may take ends
+  uint64_t footer_offset = 0;    ///< where the space for blocks ends
   DynamicHeader header;          ///< this and the rest: not of a fixed disk
   std::vector<Structure> parts;  ///< sorted
   ParentReference parent;
@@ -40,9 +40,9 @@ struct VhdFile {
   uint64_t blocks() const { return BlockCount(disk_bytes(), header.block_size); }
 };
 
-/// Changes nothing. Of a footer at the end that is damaged, or that is not this image's (a crash
-/// can leave the file ending in a guest's data), the copy at 0 takes the place. kDataLoss: what is
-/// wrong, and where.
+/// Reads and checks a VHD file; changes nothing. If the footer at the end is damaged or not this
+/// image's (a crash can leave the file ending in a guest's data), the copy at 0 counts instead.
+/// kDataLoss says what is wrong, and where.
 vmm::Result<VhdFile> OpenVhdFile(std::unique_ptr<BlockFile> file);
 
 /// True if there is a sound footer at the end or at 0.

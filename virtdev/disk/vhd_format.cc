@@ -36,4 +36,8 @@ uint32_t OnesComplementSum(std::span<const uint8_t> bytes) {
   return ~sum;
 }
 
+uint32_t TimeStampOf(int64_t unix_time) {
+  return static_cast<uint32_t>(std::clamp<int64_t>(unix_time - kEpoch, 0, 0xffffffff));
+}
+
 }  // namespace kvmbus::virtdev::vhd

@@ -53,6 +53,8 @@ inline constexpr uint32_t kCreatorWindows = 0x77696e20;    // "win "
 inline constexpr uint32_t kCreatorVersion = 0x000a0000;    // Windows 10
 inline constexpr uint32_t kCreatorOsWindows = 0x5769326b;  // "Wi2k"
 inline constexpr int64_t kEpoch = 946684800;               ///< 2000-01-01 in Unix time
+/// Seconds since 2000, clamped to what the format can store.
+uint32_t TimeStampOf(int64_t unix_time);
 
 enum class DiskType : uint32_t { kFixed = 2, kDynamic = 3, kDifferencing = 4 };
 

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // A VHD, open. The format has no log; the order that survives a crash is:
 //   open: if a footer is damaged, the other one is written over it. The copy at 0 is sound from
-//   then on and never changes, so that the file may end anywhere after a crash. allocation: the
-//   block comes behind all others; the footer behind it, then its bitmap, and zeroes where the file
-//   had anything. Its BAT entry changes in memory alone. a write ends: in memory, the block's
-//   bitmap says that these sectors are here. flush: what changed in BAT and bitmaps is noted; the
-//   file is flushed, so that all they lead to is durable; they are written; the file is flushed
-//   again.
+//   then on, and only a relink changes it, so that the file may end anywhere after a crash.
+//   allocation: the block comes behind all others; the footer behind it, then its bitmap, and
+//   zeroes where the file had anything. Its BAT entry changes in memory alone. a write ends: in
+//   memory, the block's bitmap says that these sectors are here. flush: what changed in BAT and
+//   bitmaps is noted; the file is flushed, so that all they lead to is durable; they are written;
+//   the file is flushed again.
 // A block never moves, and its entry is never taken back: there is nothing to undo.
 #include <algorithm>
 #include <mutex>
 #include <set>
 
+#include "virtdev/disk/borrowed_file.h"
 #include "virtdev/disk/image.h"
 #include "virtdev/disk/vhd_bat.h"
 #include "virtdev/disk/vhd_bitmap.h"
 #include "virtdev/disk/vhd_file.h"
+#include "virtdev/disk/vhd_relink.h"
 
 namespace kvmbus::virtdev {
 namespace {
@@ -32,8 +34,8 @@ DiskInfo InfoOf(const VhdFile& vhd, bool read_only) {
   info.read_only = read_only;
   info.disk_id = vhd.footer.unique_id;
   info.can_unmap = !vhd.fixed();
-  // Unmapping does not hide what a parent has.
-  info.unmapped_reads_zero = !vhd.differencing();
+  // Unmapping does not hide what a parent has, and the disk may get a parent while it is in use.
+  info.unmapped_reads_zero = false;
   return info;
 }
 
@@ -55,7 +57,7 @@ class FixedVhd final : public Image {
   Result<void> WriteZeroes(uint64_t offset, uint64_t length) override {
     return file().Zero(offset, length, true);
   }
-  Result<void> Flush() override { return file().Flush(); }
+  Result<void> Flush() override { return flush_.Run(file()); }
   Result<void> Close() override { return info_.read_only ? Result<void>() : Flush(); }
 
  private:
@@ -65,6 +67,7 @@ class FixedVhd final : public Image {
 
   VhdFile vhd_;
   const DiskInfo info_;
+  StickyFlush flush_;
 };
 
 /// Dynamic or differencing.
@@ -131,7 +134,7 @@ class SparseVhd final : public Image {
     MapLayer(offset, length, &extents);
     for (const ImageExtent& extent : extents) {
       if (extent.kind == ImageExtent::Kind::kData)
-        TRY_VOID(file().Zero(extent.file_offset, extent.length, false));
+        TRY_VOID(file().Release(extent.file_offset, extent.length));
     }
     return {};
   }
@@ -166,6 +169,17 @@ class SparseVhd final : public Image {
 
   Result<void> Close() override { return info_.read_only ? Result<void>() : Flush(); }
 
+  void TakeDiskId(const vmm::Guid& disk_id) override { info_.disk_id = disk_id; }
+
+  Result<void> Relink(const ParentReference& parent) override {
+    TRY_VOID(Flush());  // the file's BAT then says which places are taken
+    std::scoped_lock lock(flush_mutex_, mutex_);
+    const auto relinked = ReplaceParent(parent);
+    // The header may lie behind the blocks now: nothing may come there.
+    if (!relinked.ok()) end_of_use_ += kRelinkBytes;
+    return relinked;
+  }
+
   /// What a crash, or another program, has left of the footers.
   Result<void> RepairFooters() {
     if (!vhd_.copy_is_sound) {
@@ -185,6 +199,8 @@ class SparseVhd final : public Image {
   /// Past the end of any file.
   static constexpr uint64_t kUnreadable = uint64_t{1} << 62;
   static constexpr size_t kMaxBatch = 4096;
+  /// More than a relink puts behind the blocks: two texts of 60 KiB, a header, a footer.
+  static constexpr uint64_t kRelinkBytes = 256u << 10;
 
   struct Piece {
     uint64_t block, offset, length;  // offset within the block's data
@@ -265,6 +281,17 @@ class SparseVhd final : public Image {
     return file().Write(std::vector<uint8_t>(bitmap_bytes_, 0xff), place);
   }
 
+  Result<void> ReplaceParent(const ParentReference& parent) {
+    TRY_VOID(ReplaceVhdParent(std::make_unique<BorrowedFile>(file()),
+                              VhdParentOf(parent, info_.size_bytes)));
+    VhdFile now = TRY(OpenVhdFile(std::make_unique<BorrowedFile>(file())));
+    end_of_use_ = TRY(BlockTable::Read(now)).end_of_use();
+    now.file = std::move(vhd_.file);
+    vhd_ = std::move(now);
+    file_bytes_ = vhd_.file_bytes;
+    return {};
+  }
+
   /// What changed, as it is now: all that it leads to was written before. `whole`: nothing is left.
   Batch TakeDirty(bool* whole) {
     std::lock_guard lock(mutex_);
@@ -298,21 +325,13 @@ class SparseVhd final : public Image {
     return {};
   }
 
-  /// With flush_mutex_ held. After one failure it fails for ever: the host may have dropped data.
-  Result<void> FlushFile() {
-    if (flush_failed_)
-      return vmm::Error(Code::kDataLoss,
-                        "an earlier flush of the image failed: close it, and check its storage");
-    auto flushed = file().Flush();
-    if (flushed.ok()) return {};
-    flush_failed_ = true;
-    return std::move(flushed.error()).WithContext("flushing the image");
-  }
+  /// With flush_mutex_ held.
+  Result<void> FlushFile() { return flush_.Run(file()); }
 
   VhdFile vhd_;
   const uint32_t block_bytes_, bitmap_bytes_;
   const ImageExtent::Kind absent_;
-  const DiskInfo info_;
+  DiskInfo info_;     // changes before the first request
   BlockTable table_;  // read by any thread, changed under mutex_
   const std::unique_ptr<SectorBitmaps> bitmaps_;
 
@@ -322,7 +341,7 @@ class SparseVhd final : public Image {
   uint64_t file_bytes_;
 
   std::mutex flush_mutex_;  // taken before mutex_
-  bool flush_failed_ = false;
+  StickyFlush flush_;
 };
 
 }  // namespace

@@ -274,14 +274,16 @@ TEST(VhdImageTest, ABitmapThatCannotBeReadFailsTheRead) {
 }
 
 TEST(VhdImageTest, AFailedFlushIsNeverForgotten) {
-  CrashMedium medium = NewMedium();
-  auto image = Open(medium);
-  Write(*image, 0, Bytes(kUnit, 1));
-  medium.fail_flushes = true;
-  EXPECT_FALSE(image->Flush().ok());
-  medium.fail_flushes = false;
-  EXPECT_FALSE(image->Flush().ok()) << "the host may have dropped the data";
-  EXPECT_FALSE(image->Close().ok());
+  for (const Kind kind : {Kind::kFixed, Kind::kDynamic}) {
+    CrashMedium medium = NewMedium(kind);
+    auto image = Open(medium);
+    Write(*image, 0, Bytes(kUnit, 1));
+    medium.fail_flushes = true;
+    EXPECT_FALSE(image->Flush().ok());
+    medium.fail_flushes = false;
+    EXPECT_FALSE(image->Flush().ok()) << "the host may have dropped the data";
+    EXPECT_FALSE(image->Close().ok());
+  }
 }
 
 TEST(VhdImageTest, AFailedWriteOfMetadataIsTriedAgain) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where a differencing VHD says that its parent is.
+#include "virtdev/disk/vhd_parent.h"
+
 #include <algorithm>
 
-#include "virtdev/disk/vhd_file.h"
 #include "vmm/text/utf16.h"
 
 namespace kvmbus::virtdev::vhd {
@@ -55,6 +56,7 @@ Result<ParentReference> ReadParentReference(BlockFile& file, const DynamicHeader
                                             uint64_t file_bytes, std::vector<Structure>* parts) {
   ParentReference parent;
   parent.linkage = {header.parent_unique_id};
+  parent.modified = kEpoch + header.parent_time_stamp;
   std::vector<uint8_t> bytes;
   for (size_t i = 0; i < kLocators; ++i) {
     const ParentLocator& locator = header.locators[i];
@@ -89,3 +91,70 @@ Result<ParentReference> ReadParentReference(BlockFile& file, const DynamicHeader
 }
 
 }  // namespace kvmbus::virtdev::vhd
+
+namespace kvmbus::virtdev {
+namespace {
+
+using namespace vhd;
+using vmm::Code;
+using vmm::MakeError;
+using vmm::Result;
+
+/// Appends a locator's text, in whole sectors; its place counts from the first text.
+Result<void> AddLocator(ParentLocator* locator, uint32_t code, const std::string& path,
+                        std::vector<uint8_t>* texts) {
+  auto text = vmm::Utf8ToUtf16(path, std::endian::little);
+  if (!text || text->empty() || text->size() > 60u << 10)
+    return MakeError(Code::kInvalidArgument,
+                     "the parent's path '{}' is no text of up to 30720 "
+                     "characters",
+                     path);
+  locator->platform_code = code;
+  locator->data_length = static_cast<uint32_t>(text->size());
+  text->resize(RoundUp(text->size(), kSector));
+  locator->data_space = static_cast<uint32_t>(text->size());
+  locator->data_offset = texts->size();
+  texts->insert(texts->end(), text->begin(), text->end());
+  return {};
+}
+
+/// The file's name alone, as much of it as there is room for.
+void SetParentName(DynamicHeader* header, const std::string& path) {
+  std::ranges::fill(header->parent_unicode_name, uint8_t{0});
+  const auto name = vmm::Utf8ToUtf16(path.substr(path.find_last_of("\\/") + 1), std::endian::big);
+  if (!name) return;
+  std::copy_n(name->begin(), std::min(name->size(), sizeof(header->parent_unicode_name) - 2),
+              header->parent_unicode_name);
+}
+
+}  // namespace
+
+VhdParent VhdParentOf(const ParentReference& reference, uint64_t size_bytes) {
+  VhdParent kept;
+  kept.identity = reference.linkage.front();
+  kept.size_bytes = size_bytes;
+  kept.modified = reference.modified;
+  kept.relative_path = reference.paths.front().text;
+  if (reference.paths.size() > 1) kept.absolute_path = reference.paths[1].text;
+  return kept;
+}
+
+Result<std::vector<uint8_t>> SetVhdParent(DynamicHeader* header, const VhdParent& parent) {
+  header->parent_unique_id = parent.identity;
+  header->parent_time_stamp = TimeStampOf(parent.modified);
+  SetParentName(header, parent.relative_path);
+  std::ranges::fill(header->locators, ParentLocator{});
+  std::vector<uint8_t> texts;
+  TRY_VOID(AddLocator(&header->locators[0], kLocatorRelative, parent.relative_path, &texts));
+  if (!parent.absolute_path.empty())
+    TRY_VOID(AddLocator(&header->locators[1], kLocatorAbsolute, parent.absolute_path, &texts));
+  return texts;
+}
+
+void PlaceLocators(DynamicHeader* header, uint64_t file_offset) {
+  for (ParentLocator& locator : header->locators) {
+    if (locator.data_length != 0) locator.data_offset = locator.data_offset + file_offset;
+  }
+}
+
+}  // namespace kvmbus::virtdev

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "virtdev/disk/block_file.h"
-#include "virtdev/disk/vhd_create.h"
+#include "virtdev/disk/vhd_parent.h"
 
 namespace kvmbus::virtdev::vhd {
 

@@ -135,11 +135,11 @@ bool SectorBitmaps::KnowsAllSet(uint64_t bitmap, uint64_t first, uint64_t count)
   return all;
 }
 
-Result<void> SectorBitmaps::TakeDirty(size_t limit, std::vector<Journal::Page>* pages) {
+Result<void> SectorBitmaps::TakeDirty(std::vector<Journal::Page>* pages) {
   std::lock_guard lock(mutex_);
   std::vector<Page*> chosen;
   for (Page& page : pages_) {
-    if (chosen.size() == limit || chosen.size() == dirty_) break;
+    if (chosen.size() == dirty_) break;
     if (!page.dirty) continue;
     TRY_VOID(LoadPage(page));
     chosen.push_back(&page);
@@ -151,6 +151,21 @@ Result<void> SectorBitmaps::TakeDirty(size_t limit, std::vector<Journal::Page>* 
     --dirty_;
     if (!page->taken) ++taken_;
     page->taken = true;
+  }
+  return {};
+}
+
+Result<void> SectorBitmaps::LoadDirty() {
+  std::vector<uint64_t> offsets;
+  {
+    std::lock_guard lock(mutex_);
+    for (const Page& page : pages_) {
+      if (page.dirty && !page.loaded) offsets.push_back(page.offset);
+    }
+  }
+  for (const uint64_t offset : offsets) {
+    std::lock_guard lock(mutex_);
+    TRY_VOID(LoadPage(*by_offset_.at(offset)));
   }
   return {};
 }

@@ -38,20 +38,22 @@ class SectorBitmaps {
   /// Appends what [first, first + count) is, as runs.
   void GetRuns(uint64_t bitmap, uint64_t first, uint64_t count, std::vector<Run>* runs);
 
-  /// These sectors are in the file. Cannot fail: what cannot be read now is read before it is
-  /// written. False if nothing was new about it.
+  /// Marks sectors as present in the file. Cannot fail: a page that cannot be read now is read
+  /// before it is written. False: as far as memory knows, all of them were marked before.
   bool Set(uint64_t bitmap, uint64_t first, uint64_t count);
-  /// What an earlier life of a block has left there is not to come back.
+  /// Clears bits that an earlier use of the block has left, so that they do not come back.
   vmm::Result<void> Clear(uint64_t bitmap, uint64_t first, uint64_t count);
   /// Whether all of them are set, as far as memory knows: false if it does not.
   bool KnowsAllSet(uint64_t bitmap, uint64_t first, uint64_t count);
 
-  /// Pages that wait to be written, as they are now: up to `limit`. They stay in memory until
-  /// Written or Return. A failure takes none.
-  vmm::Result<void> TakeDirty(size_t limit, std::vector<Journal::Page>* pages);
+  /// The pages that wait to be written, as they are now. They stay in memory until Written or
+  /// Return. A failure takes none.
+  vmm::Result<void> TakeDirty(std::vector<Journal::Page>* pages);
+  /// Reads what TakeDirty would have to read, without keeping others out for as long.
+  vmm::Result<void> LoadDirty();
   /// What was taken is in place in the file.
   void Written();
-  /// The pages of one TakeDirty were not written; earlier ones may be.
+  /// These of the pages of one TakeDirty were not written; earlier ones may be.
   void Return(std::span<const Journal::Page> pages);
   size_t CountDirty();
 

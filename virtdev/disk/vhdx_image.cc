@@ -5,10 +5,11 @@
 //   zeroed; the entry changes in memory alone and its page is dirty.
 //   allocation over a parent: the space is reserved and nobody sees it. When the first write into
 //   it is done, the block becomes present, or partly present with the bits of what was written.
-//   flush: what dirty pages hold is noted, then data is flushed if it must be durable before them,
-//   then one log entry makes the pages durable together; then they are written in place. Sector
-//   bitmaps go before the BAT, and the BAT goes from its end to its front: should they need several
-//   entries, none of them leads to a bitmap that an earlier one has not brought.
+//   flush: what dirty pages hold is noted, all of them at one moment, so that what becomes dirty
+//   meanwhile is the next flush's; then data is flushed if it must be durable before them, then one
+//   log entry makes the pages durable together; then they are written in place. Sector bitmaps go
+//   before the BAT, and the BAT goes from its end to its front: should they need several entries,
+//   none of them leads to a bitmap that an earlier one has not brought.
 //   release: an unmapped block's space serves others once the log has its release and the requests
 //   that knew the old place have ended. Bitmap blocks are never released: an old entry of the log
 //   that is replayed would write into them.
@@ -20,6 +21,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "virtdev/disk/image.h"
 #include "virtdev/disk/vhdx_bitmap.h"
@@ -70,7 +72,7 @@ class VhdxImage final : public Image {
     info_.physical_sector_bytes = disk.physical_sector;
     info_.read_only = read_only;
     info_.can_unmap = !disk.fixed;
-    info_.unmapped_reads_zero = true;
+    info_.unmapped_reads_zero = vhdx_.file->can_release();  // else a part of a block stays
     info_.disk_id = disk.disk_id;
   }
 
@@ -82,6 +84,7 @@ class VhdxImage final : public Image {
   const ParentReference* parent() const override {
     return differencing_ ? &vhdx_.disk.parent : nullptr;
   }
+  bool identity_follows_content() const override { return true; }
   vmm::Guid identity() const override {
     std::lock_guard lock(flush_mutex_);
     return journal_.data_write_guid();
@@ -132,13 +135,13 @@ class VhdxImage final : public Image {
     if (!ReadyToWrite()) TRY_VOID(PrepareToWrite());
     for (Piece piece; Next(&offset, &length, &piece);) {
       if (!IsWhole(piece)) {
-        TRY_VOID(ZeroPiece(piece, false));
+        if (file().can_release()) TRY_VOID(ZeroPiece(piece, false));
         continue;
       }
       // The host gets the space back at once. Our caller's passage through the gate keeps a
       // released place from being another block's before this is done.
       const BlockPlace place = Empty(piece.block, kUnmapped);
-      if (place.present()) TRY_VOID(file().Zero(place.file_offset, piece.length, false));
+      if (place.present()) TRY_VOID(file().Release(place.file_offset, piece.length));
     }
     return {};
   }
@@ -156,20 +159,23 @@ class VhdxImage final : public Image {
 
   Result<void> Flush() override {
     std::lock_guard lock(flush_mutex_);
-    bool flushed = false;
-    for (;;) {
-      Batch batch = TRY(TakeDirtyPages());
-      if (batch.pages.empty()) break;
-      auto committed = journal_.Commit(batch.pages, batch.flush_first);
+    flush_is_wanted_.store(false);
+    TRY_VOID(bitmaps_.LoadDirty());
+    Batch batch = TRY(TakeDirtyPages());
+    if (batch.pages.empty()) return journal_.Flush();
+    for (size_t done = 0; done < batch.pages.size();) {
+      const size_t count = std::min(LogWriter::kMaxPages, batch.pages.size() - done);
+      const std::span pages = std::span(batch.pages).subspan(done, count);
+      auto committed = journal_.Commit({pages.begin(), pages.end()}, batch.flush_first);
       if (!committed.ok()) {
-        ReturnBatch(std::move(batch));
+        ReturnBatch(std::move(batch), done);
         return committed;
       }
-      flushed = true;
-      if (journal_.is_applied()) bitmaps_.Written();
-      Quarantine(std::move(batch.released));
+      batch.flush_first = false;  // all that any of them leads to is older than that flush
+      done += count;
     }
-    if (!flushed) TRY_VOID(journal_.Flush());
+    if (journal_.is_applied()) bitmaps_.Written();
+    Quarantine(batch.released);
     return {};
   }
 
@@ -230,15 +236,10 @@ class VhdxImage final : public Image {
   struct Piece {
     uint64_t block, offset, length;  // offset within the block
   };
-  /// A place that a block gave up, and the BAT page that says so.
-  struct Released {
-    uint64_t file_offset, page;
-  };
   struct Batch {
     std::vector<Journal::Page> pages;
-    size_t bitmap_pages = 0;     // come first in `pages`
-    std::set<uint64_t> numbers;  // of the BAT's pages
-    std::vector<Released> released;
+    size_t bitmap_pages = 0;         // come first in `pages`
+    std::vector<uint64_t> released;  // durable with the pages
     bool flush_first = false;
   };
   struct Quarantined {
@@ -407,46 +408,41 @@ class VhdxImage final : public Image {
       reserved_.erase(at);
     }
     SetPlace(block, {state, 0});
-    if (old.present()) released_.push_back({old.file_offset, table_.PageOf(block)});
+    if (old.present()) released_.push_back(old.file_offset);
     return old;
   }
 
-  /// What dirty pages hold now. Data that completed before is older than the flush that follows.
+  /// What all dirty pages hold now. Data that completed before is older than the flush that
+  /// follows. It takes as much memory as the dirty part of the BAT at most twice.
   Result<Batch> TakeDirtyPages() {
     std::lock_guard lock(mutex_);
     Batch batch;
-    flush_is_wanted_.store(false);
-    TRY_VOID(bitmaps_.TakeDirty(LogWriter::kMaxPages, &batch.pages));
+    TRY_VOID(bitmaps_.TakeDirty(&batch.pages));
     batch.bitmap_pages = batch.pages.size();
-    while (!dirty_pages_.empty() && batch.pages.size() < LogWriter::kMaxPages) {
+    while (!dirty_pages_.empty()) {
       const uint64_t page = dirty_pages_.extract(std::prev(dirty_pages_.end())).value();
-      batch.numbers.insert(page);
       batch.pages.push_back({vhdx_.regions.bat.offset + page * kLogSector, table_.CopyPage(page)});
     }
-    const auto taken = std::stable_partition(
-        released_.begin(), released_.end(),
-        [&batch](const Released& place) { return batch.numbers.count(place.page) == 0; });
-    batch.released.assign(taken, released_.end());
-    released_.erase(taken, released_.end());
-    batch.flush_first = flush_first_;
-    if (dirty_pages_.empty() && bitmaps_.CountDirty() == 0) flush_first_ = false;
+    batch.released.swap(released_);
+    batch.flush_first = std::exchange(flush_first_, false);
     return batch;
   }
 
-  /// Undoes TakeDirtyPages.
-  void ReturnBatch(Batch batch) {
+  /// Undoes TakeDirtyPages, but for the first `done` pages, which are durable.
+  void ReturnBatch(Batch batch, size_t done) {
     std::lock_guard lock(mutex_);
-    bitmaps_.Return(std::span(batch.pages).first(batch.bitmap_pages));
-    dirty_pages_.insert(batch.numbers.begin(), batch.numbers.end());
+    const std::span pages(batch.pages);
+    if (done < batch.bitmap_pages) bitmaps_.Return(pages.subspan(done, batch.bitmap_pages - done));
+    for (const Journal::Page& page : pages.subspan(std::max(done, batch.bitmap_pages)))
+      dirty_pages_.insert((page.file_offset - vhdx_.regions.bat.offset) / kLogSector);
     released_.insert(released_.end(), batch.released.begin(), batch.released.end());
     flush_first_ = flush_first_ || batch.flush_first;
   }
 
   /// The releases are durable; the places are free when those have ended who may still use them.
-  void Quarantine(std::vector<Released> released) {
+  void Quarantine(std::span<const uint64_t> released) {
     std::lock_guard lock(mutex_);
-    for (const Released& place : released)
-      quarantine_.push_back({place.file_offset, gate().phase()});
+    for (const uint64_t place : released) quarantine_.push_back({place, gate().phase()});
     EndQuarantine();
   }
 
@@ -487,7 +483,7 @@ class VhdxImage final : public Image {
       false;  // a dirty page leads to data, or to space that has held something else
   std::map<uint64_t, uint64_t> reserved_;  // block to space, until the first write into it is done
   FreeSpace free_;
-  std::vector<Released> released_;  // not yet durable
+  std::vector<uint64_t> released_;  // places that blocks gave up, by pages that are dirty
   std::deque<Quarantined> quarantine_;
   uint64_t file_bytes_;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "virtdev/disk/vhdx_bat.h"
 #include "virtdev/disk/vhdx_header.h"
 #include "virtdev/disk/vhdx_space.h"
@@ -180,6 +182,66 @@ TEST(VhdxImageTest, AFailedFlushIsNeverForgotten) {
   EXPECT_FALSE(image->Close().ok()) << "the log stays: the next open looks at it";
 }
 
+// The host may have either header then. What the second attempt would write belongs to a log that
+// one of them names.
+TEST(VhdxImageTest, AFailedFlushOfTheHeaderIsNeverForgotten) {
+  CrashMedium medium = NewMedium();
+  auto image = Open(medium);
+  int flushes = 0;
+  std::vector<SparseBytes> cuts;
+  medium.on_event = [&] {
+    if (medium.at_flush) medium.fail_flushes = ++flushes == 2;
+    if (flushes >= 2) cuts.push_back(medium.now);
+  };
+  EXPECT_FALSE(image->MapForWrite(0, kUnit).ok());
+  EXPECT_EQ(flushes, 2);
+  EXPECT_FALSE(image->MapForWrite(0, kUnit).ok());
+  EXPECT_FALSE(image->Flush().ok());
+  medium.on_event = nullptr;
+  cuts.push_back(medium.now);
+  for (const SparseBytes& cut : cuts) {
+    CrashMedium after(cut);
+    EXPECT_EQ(WhyNot(after), "");
+  }
+}
+
+// A guest that writes while we flush: what came after the flush began is the next one's.
+TEST(VhdxImageTest, AFlushEndsHoweverMuchIsWrittenMeanwhile) {
+  for (const bool child : {false, true}) {
+    CreateDiskOptions options = SmallDisk();
+    options.size_bytes = uint64_t{1} << 40;
+    CrashMedium base = NewMedium(options);
+    CrashMedium medium = child ? NewChild(base, options) : NewMedium(options);
+    auto image = Open(medium);
+    uint64_t next = 0;  // further and further apart: each has a page of the BAT, and of a bitmap
+    const auto dirty_one = [&] { Write(*image, next++ * (512 * kBlock), Bytes(kUnit, 1)); };
+    for (int i = 0; i < 300; ++i) dirty_one();
+    bool within = false;
+    uint64_t flushes = 0;
+    medium.on_event = [&] {
+      if (!medium.at_flush || within || ++flushes > 60) return;
+      within = true;
+      dirty_one();
+      within = false;
+    };
+    ASSERT_TRUE(image->Flush().ok());
+    EXPECT_LT(flushes, 20u);
+    medium.on_event = nullptr;
+    CrashMedium after(medium.durable);
+    auto again = Open(after, true);
+    for (uint64_t i = 0; i < 300; ++i) {
+      std::vector<ImageExtent> extents;
+      again->MapLayer(i * (512 * kBlock), kUnit, &extents);
+      ASSERT_EQ(extents.size(), 1u);
+      ASSERT_EQ(extents[0].kind, ImageExtent::Kind::kData) << i;
+    }
+    again.reset();
+    ASSERT_EQ(Complaints(after), "");
+    ASSERT_TRUE(image->Close().ok());
+    EXPECT_EQ(Complaints(medium), "");
+  }
+}
+
 TEST(VhdxImageTest, AFailedWriteOfTheLogIsTriedAgain) {
   CrashMedium medium = NewMedium();
   auto image = Open(medium);
@@ -237,6 +299,122 @@ TEST(VhdxImageTest, ASpaceThatAnUnmappedBlockRemembersIsItsOwn) {
   EXPECT_NE(image->MapForWrite(0, kUnit)->at(0).file_offset, 5 * kMiB);
   EXPECT_EQ(image->MapForWrite(kBlock, kUnit)->at(0).file_offset, 5 * kMiB);
   EXPECT_EQ(Read(*image, kBlock, kBlock), Bytes(kBlock, 0)) << "its old content does not come back";
+}
+
+// What a hostile file may have for a log: entries of our own making.
+class CraftedLog {
+ public:
+  CraftedLog(CrashMedium& medium, uint32_t length) : medium_(medium) {
+    medium.now.Resize(kAt + length);
+    EditHeaders(medium, [&](vhdx::Header& header) {
+      header.log_guid = guid_;
+      header.log_offset = kAt;
+      header.log_length = length;
+    });
+  }
+  void Put(uint64_t place, uint64_t sequence, uint32_t tail, uint32_t pages = 0) {
+    const uint64_t head = (64 + uint64_t{pages} * 32 + 4095) / 4096 * 4096;
+    Bytes bytes(head + uint64_t{pages} * 4096, 0);
+    vhdx::LogEntryHeader header = {};
+    header.signature = vhdx::kLogEntrySignature;
+    header.entry_length = static_cast<uint32_t>(bytes.size());
+    header.tail = tail;
+    header.sequence_number = sequence;
+    header.descriptor_count = pages;
+    header.log_guid = guid_;
+    header.last_file_offset = kAt;
+    vhdx::Store(bytes, 0, header);
+    for (uint32_t i = 0; i < pages; ++i) {
+      vhdx::DataDescriptor descriptor = {};
+      descriptor.signature = vhdx::kDataDescriptorSignature;
+      descriptor.file_offset = kBatAt;
+      descriptor.sequence_number = sequence;
+      vhdx::Store(bytes, 64 + uint64_t{i} * 32, descriptor);
+      vhdx::DataSector sector = {};
+      sector.signature = vhdx::kDataSectorSignature;
+      sector.sequence_low = static_cast<uint32_t>(sequence);
+      vhdx::Store(bytes, head + uint64_t{i} * 4096, sector);
+    }
+    vhdx::Store(bytes, 4, vhdx::StructureChecksum(bytes));
+    medium_.now.Write(bytes, kAt + place);
+  }
+
+ private:
+  static constexpr uint64_t kAt = 16 * kMiB;
+  CrashMedium& medium_;
+  const vmm::Guid guid_ = vmm::Guid::Random();
+};
+
+// Every entry of the second half names the first one as its tail, and is no part of its chain.
+TEST(VhdxImageTest, AHostileLogCostsNoMoreThanItsLength) {
+  CrashMedium medium = NewMedium();
+  constexpr uint32_t kLogBytes = 64 * kMiB, kHalf = kLogBytes / 4096 / 2;
+  CraftedLog log(medium, kLogBytes);
+  for (uint32_t i = 0; i < kHalf; ++i) log.Put(uint64_t{i} * 4096, i + 1, 0);
+  for (uint32_t i = kHalf; i < 2 * kHalf; ++i)
+    log.Put(uint64_t{i} * 4096, uint64_t{1000000} + 2 * i, 0);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(WhyNot(medium), "");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
+}
+
+TEST(VhdxImageTest, AHostileLogTakesLittleMemory) {
+  CrashMedium medium = NewMedium();
+  CraftedLog(medium, 16 * kMiB).Put(0, 1, 0, 3000);
+  EXPECT_EQ(WhyNot(medium), "") << "more than anybody writes";
+  medium = NewMedium();
+  CraftedLog(medium, 96 * kMiB).Put(0, 1, 0, 20000);
+  EXPECT_NE(WhyNot(medium).find("64 MiB"), std::string::npos) << WhyNot(medium);
+  EXPECT_NE(WhyNot(medium, false).find("64 MiB"), std::string::npos);
+}
+
+/// On a host that takes no space back: what it is asked to zero is counted.
+class RigidFile final : public BlockFile {
+ public:
+  RigidFile(CrashMedium& medium, int& zeroed) : file_(medium), zeroed_(zeroed) {}
+  vmm::Result<uint64_t> Size() override { return file_.Size(); }
+  vmm::Result<void> Read(std::span<uint8_t> buffer, uint64_t offset) override {
+    return file_.Read(buffer, offset);
+  }
+  vmm::Result<void> Write(std::span<const uint8_t> buffer, uint64_t offset) override {
+    return file_.Write(buffer, offset);
+  }
+  vmm::Result<void> Flush() override { return file_.Flush(); }
+  vmm::Result<void> Resize(uint64_t bytes) override { return file_.Resize(bytes); }
+  vmm::Result<void> Zero(uint64_t offset, uint64_t length, bool keep_space) override {
+    ++zeroed_;
+    return file_.Zero(offset, length, keep_space);
+  }
+  bool can_release() const override { return false; }
+
+ private:
+  CrashFile file_;
+  int& zeroed_;
+};
+
+TEST(VhdxImageTest, UnmapWritesNoZeroes) {
+  CrashMedium medium = NewMedium();
+  int zeroed = 0;
+  auto image = OpenVhdxImage(std::make_unique<RigidFile>(medium, zeroed), false).value();
+  EXPECT_TRUE(image->info().can_unmap);
+  EXPECT_FALSE(image->info().unmapped_reads_zero) << "a part of a block stays";
+  EXPECT_TRUE(Open(medium, true)->info().unmapped_reads_zero);
+  Write(*image, 0, Bytes(2 * kBlock, 7));
+  ASSERT_TRUE(image->Unmap(0, kBlock + kUnit).ok());
+  EXPECT_EQ(zeroed, 0);
+  EXPECT_EQ(Read(*image, 0, kBlock), Bytes(kBlock, 0));
+  EXPECT_EQ(Read(*image, kBlock, kUnit), Bytes(kUnit, 7));
+  ASSERT_TRUE(image->Flush().ok());
+  Write(*image, 3 * kBlock, Bytes(kUnit, 9));  // takes that space
+  EXPECT_EQ(Read(*image, 3 * kBlock + kUnit, kUnit), Bytes(kUnit, 0));
+  ASSERT_TRUE(image->Close().ok());
+  EXPECT_EQ(Complaints(medium), "");
+  // The guest of a raw disk counts on zeroes.
+  medium.now.Resize(kMiB);
+  const auto raw = OpenRawImage(std::make_unique<RigidFile>(medium, zeroed), false, {}).value();
+  EXPECT_FALSE(raw->info().can_unmap);
+  EXPECT_TRUE(
+      OpenRawImage(std::make_unique<CrashFile>(medium), false, {}).value()->info().can_unmap);
 }
 
 // Random operations against a plain array, with closes and reopens in between.

@@ -14,7 +14,14 @@ void Journal::AppendPages(uint64_t file_offset, std::span<const uint8_t> bytes,
   }
 }
 
+Result<void> Journal::CheckUsable() const {
+  if (!failed_) return {};
+  return vmm::Error(Code::kDataLoss,
+                    "an earlier flush of the image failed: close it, and check its storage");
+}
+
 Result<void> Journal::Open(bool data_changes) {
+  TRY_VOID(CheckUsable());
   if (is_open() && (data_guid_is_new_ || !data_changes)) return {};
   ActiveHeader next = header_;
   std::unique_ptr<LogWriter> log;
@@ -38,24 +45,24 @@ Result<void> Journal::Open(bool data_changes) {
 }
 
 Result<void> Journal::Flush() {
-  if (failed_)
-    return vmm::Error(Code::kDataLoss,
-                      "an earlier flush of the image failed: close it, and check its storage");
-  const uint64_t bytes = TRY(file_.Size());
-  auto flushed = file_.Flush();
+  TRY_VOID(CheckUsable());
+  const auto bytes = file_.Size();
+  auto flushed = bytes.ok() ? file_.Flush() : Result<void>(bytes.error());
   if (!flushed.ok()) {
     failed_ = true;
     return std::move(flushed.error()).WithContext("flushing the image");
   }
-  flushed_bytes_ = bytes;
+  flushed_bytes_ = *bytes;
   if (log_) log_->Flushed();
   return {};
 }
 
 Result<void> Journal::Commit(const std::vector<Page>& pages, bool flush_first) {
   KVMBUS_ASSERT(is_open());
+  TRY_VOID(CheckUsable());
   TRY_VOID(Apply());
-  if (flush_first || !log_->HasRoom(pages.size())) TRY_VOID(Flush());
+  if (flush_first) TRY_VOID(Flush());
+  if (!log_->HasRoom(pages.size())) TRY_VOID(MakeRoom());
   std::vector<LogWriter::Page> log_pages;
   for (const Page& page : pages) log_pages.push_back({page.file_offset, page.content});
   const uint64_t file_bytes = TRY(file_.Size());
@@ -65,6 +72,14 @@ Result<void> Journal::Commit(const std::vector<Page>& pages, bool flush_first) {
   // The change is durable already: a failure here is the next commit's.
   (void)Apply();
   return {};
+}
+
+/// All entries are applied: an empty entry takes their place.
+Result<void> Journal::MakeRoom() {
+  TRY_VOID(Flush());
+  const uint64_t file_bytes = TRY(file_.Size());
+  TRY_VOID(log_->Append({}, flushed_bytes_, file_bytes));
+  return Flush();
 }
 
 Result<void> Journal::Apply() {

@@ -26,7 +26,7 @@ class Journal {
     std::vector<uint8_t> content;  ///< 4096 bytes
   };
 
-  /// What stands at `file_offset`, whole pages, as pages of a commit.
+  /// Appends `bytes`, whole pages that belong at `file_offset`, as pages of a commit.
   static void AppendPages(uint64_t file_offset, std::span<const uint8_t> bytes,
                           std::vector<Page>* pages);
 
@@ -51,6 +51,8 @@ class Journal {
 
  private:
   vmm::Result<void> PublishHeader(const ActiveHeader& next);
+  vmm::Result<void> CheckUsable() const;
+  vmm::Result<void> MakeRoom();
 
   BlockFile& file_;
   ActiveHeader header_;

@@ -20,7 +20,7 @@ inline constexpr uint32_t kMaxLocatorBytes = 64u << 10;
 /// kUnimplemented that it is of another type.
 vmm::Result<ParentReference> ParseParentLocator(std::span<const uint8_t> item);
 
-/// The item that says so. kInvalidArgument: a path that is too long, or not UTF-8.
+/// Builds the metadata item for `parent`. kInvalidArgument: a path that is too long, or not UTF-8.
 vmm::Result<std::vector<uint8_t>> BuildParentLocator(const ParentReference& parent);
 
 }  // namespace kvmbus::virtdev::vhdx

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 
 namespace kvmbus::virtdev::vhdx {
 namespace {
@@ -45,7 +46,7 @@ class LogReader {
     return header;
   }
 
-  Result<void> AppendWrites(uint64_t start, std::vector<LogWrite>* writes) const {
+  Result<void> AppendWrites(uint64_t start, std::vector<LogWrite>* writes, uint64_t* bytes) const {
     std::vector<uint8_t> sector(kLogSector), data(kLogSector);
     TRY_VOID(ReadSector(start, sector));
     const auto header = Load<LogEntryHeader>(sector, 0);
@@ -53,7 +54,15 @@ class LogReader {
     for (uint32_t i = 0; i < header.descriptor_count; ++i) {
       const uint64_t at = sizeof(LogEntryHeader) + uint64_t{i} * kLogDescriptorBytes;
       if (i != 0 && at % kLogSector == 0) TRY_VOID(ReadSector(start + at, sector));
-      if (Load<uint32_t>(sector, at % kLogSector) == kZeroDescriptorSignature) {
+      const bool is_zero = Load<uint32_t>(sector, at % kLogSector) == kZeroDescriptorSignature;
+      *bytes += sizeof(LogWrite) + (is_zero ? 0 : kLogSector);
+      if (*bytes > LogReplay::kMaxBytes)
+        return MakeError(
+            Code::kUnimplemented,
+            "it has more than {} MiB that are not in the file yet: open the image once "
+            "with the program that wrote it",
+            LogReplay::kMaxBytes / kMiB);
+      if (is_zero) {
         const auto zero = Load<ZeroDescriptor>(sector, at % kLogSector);
         writes->push_back({zero.file_offset, zero.zero_length, {}});
         continue;
@@ -133,25 +142,33 @@ std::optional<uint64_t> Next(const Entries& entries, uint64_t start, uint64_t lo
   return next;
 }
 
-/// Every valid entry ends a chain or has one successor, and chains do not meet: the active sequence
-/// is the chain with the newest last entry that contains that entry's tail, from there on.
+/// The entries from one that follows none to one that none follows, in order.
+std::vector<uint64_t> ChainFrom(const Entries& entries, uint64_t start, uint64_t log_bytes) {
+  std::vector<uint64_t> chain;
+  for (std::optional<uint64_t> at = start; at; at = Next(entries, *at, log_bytes))
+    chain.push_back(*at);
+  return chain;
+}
+
+/// Entries do not overlap, so that each follows one other at most and chains do not meet; nor do
+/// they go round, as their numbers rise. The active sequence is the chain with the newest last
+/// entry that contains that entry's tail, from there on. Each chain is walked once.
 std::vector<uint64_t> FindActiveSequence(const Entries& entries, uint64_t log_bytes) {
+  std::set<uint64_t> followers;
+  for (const auto& [start, entry] : entries) {
+    if (const auto next = Next(entries, start, log_bytes)) followers.insert(*next);
+  }
   std::vector<uint64_t> best;
   uint64_t best_sequence = 0;
-  for (const auto& [end, entry] : entries) {
-    if (entry.sequence_number <= best_sequence || Next(entries, end, log_bytes)) continue;
-    if (entries.count(entry.tail) == 0) continue;
-    std::vector<uint64_t> chain = {entry.tail};
-    uint64_t used = entries.at(entry.tail).entry_length;
-    while (chain.back() != end && used <= log_bytes) {
-      const auto next = Next(entries, chain.back(), log_bytes);
-      if (!next) break;
-      chain.push_back(*next);
-      used += entries.at(*next).entry_length;
-    }
-    if (chain.back() != end || used > log_bytes) continue;
+  for (const auto& [start, entry] : entries) {
+    if (followers.count(start) != 0) continue;
+    std::vector<uint64_t> chain = ChainFrom(entries, start, log_bytes);
+    const LogEntryHeader& last = entries.at(chain.back());
+    const auto tail = std::find(chain.begin(), chain.end(), last.tail);
+    if (last.sequence_number <= best_sequence || tail == chain.end()) continue;
+    chain.erase(chain.begin(), tail);
     best = std::move(chain);
-    best_sequence = entry.sequence_number;
+    best_sequence = last.sequence_number;
   }
   return best;
 }
@@ -193,6 +210,7 @@ class OverlaidFile final : public BlockFile {
   Result<void> Flush() override { return {}; }
   Result<void> Resize(uint64_t) override { return ReadOnly(); }
   Result<void> Zero(uint64_t, uint64_t, bool) override { return ReadOnly(); }
+  int lock_fd() const override { return file_->lock_fd(); }
 
  private:
   struct Piece {
@@ -250,8 +268,9 @@ Result<LogReplay> ReadLog(BlockFile& file, const Header& header, uint64_t file_b
                      last.flushed_file_offset);
   LogReplay replay;
   replay.last_file_offset = last.last_file_offset;
+  uint64_t bytes = 0;
   for (const uint64_t start : sequence)
-    TRY_VOID_CTX(log.AppendWrites(start, &replay.writes), "reading the log");
+    TRY_VOID_CTX(log.AppendWrites(start, &replay.writes, &bytes), "reading the log");
   for (const LogWrite& write : replay.writes)
     replay.last_file_offset = std::max(replay.last_file_offset, write.file_offset + write.length);
   if (replay.last_file_offset > kMaxFileBytes)

@@ -20,7 +20,10 @@ struct LogWrite {
 };
 
 struct LogReplay {
-  std::vector<LogWrite> writes;   ///< in order
+  /// In order. kMaxBytes of memory at most: a log may have a gigabyte, and nobody's has so much
+  /// that was not applied.
+  std::vector<LogWrite> writes;
+  static constexpr uint64_t kMaxBytes = 64 * kMiB;
   uint64_t last_file_offset = 0;  ///< the file must be at least this long
 };
 

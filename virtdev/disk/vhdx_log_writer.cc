@@ -31,10 +31,10 @@ void StorePage(const LogWriter::Page& page, uint64_t sequence, size_t descriptor
 }  // namespace
 
 bool LogWriter::HasRoom(size_t pages) const {
-  uint64_t used = 0;
-  for (const LiveEntry& entry : live_) used += entry.length;
-  // One sector stays free: a full log would look like an empty one.
-  return used + LogHeadBytes(pages) + pages * kLogSector + kLogSector <= length_;
+  const uint64_t used = (head_ + uint64_t{length_} - tail_) % length_;
+  // One sector stays free: a full log would look like an empty one. One more is for an empty entry.
+  const uint64_t kept = (pages == 0 ? 1 : 2) * kLogSector;
+  return used + LogHeadBytes(pages) + pages * kLogSector + kept <= length_;
 }
 
 Result<void> LogWriter::Append(std::span<const Page> pages, uint64_t flushed_bytes,
@@ -57,7 +57,8 @@ Result<void> LogWriter::Append(std::span<const Page> pages, uint64_t flushed_byt
               head + i * kLogSector, bytes);
   Store(bytes, 4, StructureChecksum(bytes));
   TRY_VOID_CTX(WriteEntry(bytes), "writing the log");
-  live_.push_back({head_, header.entry_length, pages.empty()});
+  live_.push_back({head_, pages.empty()});
+  tail_ = header.tail;
   head_ = static_cast<uint32_t>((head_ + bytes.size()) % length_);
   ++sequence_;
   return {};

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Merging a child into its parent: the content, a cancel, and the power cut at any moment.
-#include "virtdev/disk/vhdx_merge.h"
-
 #include <optional>
 
+#include "virtdev/disk/image_merge.h"
 #include "virtdev/disk/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
@@ -69,7 +68,8 @@ Pair NewPair(uint64_t seed) {
 
 vmm::Result<void> Merge(Pair& pair, const Progress& progress = {}) {
   CrashFile child(pair.child);
-  return MergeVhdx(child, std::make_unique<CrashFile>(pair.parent), progress);
+  return MergeImageFiles(ImageFormat::kVhdx, child, std::make_unique<CrashFile>(pair.parent),
+                         progress);
 }
 
 void ExpectMerged(Pair& pair) {
@@ -102,7 +102,9 @@ TEST(VhdxMergeTest, AStrangerIsRefusedAndNothingIsWritten) {
   Pair pair = NewPair(200), other = NewPair(201);
   const SparseBytes before = other.parent.now;
   CrashFile child(pair.child);
-  EXPECT_FALSE(MergeVhdx(child, std::make_unique<CrashFile>(other.parent), {}).ok());
+  EXPECT_FALSE(
+      MergeImageFiles(ImageFormat::kVhdx, child, std::make_unique<CrashFile>(other.parent), {})
+          .ok());
   EXPECT_TRUE(other.parent.now == before);
   EXPECT_TRUE(ReadChain(pair.child, pair.parent) == pair.content);
 }

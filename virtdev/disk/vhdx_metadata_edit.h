@@ -25,7 +25,7 @@ class MetadataEditor {
   uint32_t OffsetOf(size_t index) const { return entries_[index].offset; }
   /// The first whole pages that no item but `own` lies in; nullopt if there are none below `limit`.
   std::optional<uint32_t> FindRoom(uint32_t length, size_t own, uint32_t limit) const;
-  /// Moves an item; the page of the table that says so, and its place in the region.
+  /// Moves an item. Returns the changed page of the table, and before it its offset in the region.
   std::pair<uint32_t, std::vector<uint8_t>> Move(size_t index, uint32_t offset, uint32_t length);
 
  private:
@@ -36,7 +36,7 @@ class MetadataEditor {
   std::vector<MetadataTableEntry> entries_;
 };
 
-/// The page that holds the disk's size, with another one.
+/// The page that holds the disk's size, changed to `disk_bytes`.
 vmm::Result<Journal::Page> DiskSizePage(const VhdxFile& vhdx, uint64_t disk_bytes);
 
 }  // namespace kvmbus::virtdev::vhdx

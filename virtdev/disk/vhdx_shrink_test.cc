@@ -143,6 +143,26 @@ TEST(VhdxShrinkTest, AnyMomentOfALongOne) {
   for (uint64_t page = 1; page < 140; ++page) ASSERT_EQ(PeekBat(medium, page * 512 + 200), 0u);
 }
 
+// More entries than the log holds at once: each of them leaves alone what the last one leads to.
+TEST(VhdxShrinkTest, AnyMomentOfOneThatGoesRoundTheLog) {
+  CreateDiskOptions options = SmallDisk();
+  options.size_bytes = uint64_t{200} << 30;
+  CrashMedium medium = NewMedium(options);
+  for (uint64_t page = 1; page < 400; ++page) PokeBat(medium, page * 512 + 200, 3);  // unmapped
+  Settle(medium);
+  const auto cuts = tests::CutsOf(medium, {1, 40, 4, 2}, [](CrashMedium& whole) {
+    const auto shrunk = Shrink(whole, kDiskBytes);
+    ASSERT_TRUE(shrunk.ok()) << shrunk.error().ToString();
+  });
+  ASSERT_GT(cuts.size(), 30u);
+  for (size_t i = 0; i < cuts.size(); ++i) {
+    CrashMedium after(cuts[i]);
+    ASSERT_EQ(WhyNot(after), "") << "cut " << i;
+    ASSERT_TRUE(Shrink(after, kDiskBytes).ok()) << "cut " << i;
+    ASSERT_EQ(Complaints(after), "") << "cut " << i;
+  }
+}
+
 // Writes, trims and sizes up and down, against a disk in memory.
 TEST(VhdxShrinkTest, AnyHistory) {
   for (uint64_t seed = 0; seed < 30 && !HasFailure(); ++seed) {
