@@ -7,6 +7,7 @@
 #include "cmd/vmctl/exit_codes.h"
 #include "cmd/vmctl/job_commands.h"
 #include "vmm/os/clock.h"
+#include "vmm/text/utf8.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -57,8 +58,10 @@ int List(const Context& context, const std::string& vm) {
   std::vector<std::vector<std::string>> rows = {{"CHECKPOINT", "KIND", "CREATED", "ID", ""}};
   for (const auto& entry : reply.checkpoints()) {
     const config::Checkpoint& about = entry.config().checkpoint();
-    rows.push_back({std::string(entry.depth() * 2, ' ') + about.name(), KindOf(entry.config()),
-                    TimeOf(about.created_filetime()), about.id(), entry.current() ? "<- now" : ""});
+    // It may be anybody's, and a terminal obeys what is not printable.
+    rows.push_back({std::string(entry.depth() * 2, ' ') + vmm::Printable(about.name()),
+                    KindOf(entry.config()), TimeOf(about.created_filetime()), about.id(),
+                    entry.current() ? "<- now" : ""});
   }
   PrintTable(rows);
   return kExitDone;

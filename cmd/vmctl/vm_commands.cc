@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// vmctl vm ...
 #include <unistd.h>
 
 #include <cstdio>
@@ -46,6 +45,10 @@ std::string GenerationIdOf(const config::Vm& vm) {
   return id ? id->ToString() : "";
 }
 
+const std::string& BiosGuidOf(const config::Vm& vm) {
+  return vm.smbios().bios_guid().empty() ? vm.id() : vm.smbios().bios_guid();
+}
+
 Json ToJson(const api::VmStatus& vm) {
   std::vector<Json> disks, parameters;
   for (const auto& disk : vm.config().disks())
@@ -58,24 +61,28 @@ Json ToJson(const api::VmStatus& vm) {
                                   {"shared", Json::Boolean(disk.shared())}}));
   for (const uint64_t parameter : vm.crash().parameters())
     parameters.push_back(Json::Number(parameter));
-  return Json::Object({{"id", Json::Text(vm.config().id())},
-                       {"name", Json::Text(vm.config().name())},
-                       {"state", Json::Text(StateName(vm.state()))},
-                       {"reason", Json::Text(vm.reason())},
-                       {"generation", Json::Number(vm.config().generation())},
-                       {"version", Json::Text(vm.config().version())},
-                       {"folder", Json::Text(vm.config().folder())},
-                       {"processors", Json::Number(vm.config().vcpu_count())},
-                       {"memory_bytes", Json::Number(vm.config().memory_bytes())},
-                       {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
-                       {"heartbeat", Json::Text(vm.heartbeat())},
-                       {"vmbus_version", Json::Text(vm.integration_version())},
-                       {"generation_id", Json::Text(GenerationIdOf(vm.config()))},
-                       {"reboots", Json::Number(vm.reboots())},
-                       {"worker_pid", Json::Number(vm.worker_pid())},
-                       {"crash_message", Json::Text(vm.crash().message())},
-                       {"crash_parameters", Json::Array(parameters)},
-                       {"disks", Json::Array(disks)}});
+  return Json::Object(
+      {{"id", Json::Text(vm.config().id())},
+       {"name", Json::Text(vm.config().name())},
+       {"state", Json::Text(StateName(vm.state()))},
+       {"reason", Json::Text(vm.reason())},
+       {"generation", Json::Number(vm.config().generation())},
+       {"version", Json::Text(vm.config().version())},
+       {"folder", Json::Text(vm.config().folder())},
+       {"processors", Json::Number(vm.config().vcpu_count())},
+       {"memory_bytes", Json::Number(vm.config().memory_bytes())},
+       {"uptime_seconds", Json::Number(vm.uptime_ns() / 1'000'000'000)},
+       {"heartbeat", Json::Text(vm.heartbeat())},
+       {"vmbus_version", Json::Text(vm.integration_version())},
+       {"generation_id", Json::Text(GenerationIdOf(vm.config()))},
+       {"bios_guid", Json::Text(BiosGuidOf(vm.config()))},
+       {"bios_serial_number", Json::Text(vm.config().smbios().bios_serial_number())},
+       {"chassis_asset_tag", Json::Text(vm.config().smbios().chassis_asset_tag())},
+       {"reboots", Json::Number(vm.reboots())},
+       {"worker_pid", Json::Number(vm.worker_pid())},
+       {"crash_message", Json::Text(vm.crash().message())},
+       {"crash_parameters", Json::Array(parameters)},
+       {"disks", Json::Array(disks)}});
 }
 
 void PrintDetails(const api::VmStatus& vm) {
@@ -87,6 +94,8 @@ void PrintDetails(const api::VmStatus& vm) {
       {"Version", vm.config().version()},
       {"Processors", std::to_string(vm.config().vcpu_count())},
       {"Memory", HumanBytes(vm.config().memory_bytes())}};
+  if (!vm.config().smbios().bios_serial_number().empty())
+    rows.push_back({"Serial number", vm.config().smbios().bios_serial_number()});
   if (!vm.reason().empty()) rows.push_back({"Reason", vm.reason()});
   if (vm.state() == worker::RUNNING || vm.state() == worker::PAUSED) {
     rows.push_back({"Uptime", HumanDuration(vm.uptime_ns())});

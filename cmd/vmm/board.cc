@@ -8,7 +8,9 @@
 #include "cmd/vmm/disk_reservations.h"
 #include "firmware/acpi/acpi_tables.h"
 #include "firmware/linux/linux_boot.h"
+#include "firmware/smbios/smbios.h"
 #include "kvm/vm.h"
+#include "vmm/config/limits.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
@@ -36,18 +38,18 @@ Result<std::unique_ptr<Board>> Board::Build(const config::Vm& config, const std:
   // The description is what is built: it goes through its written form, as after a restore.
   board->fdt_ = vmm::ToFdt(vmm::CompileMachine(config));
   board->description_ = TRY(vmm::FromFdt(board->fdt_));
-  TRY_VOID(board->BuildMachine(run_dir, unsupported_without_slat));
-  TRY_VOID(board->BuildChipset(run_dir));
+  TRY_VOID(board->BuildMachine(unsupported_without_slat));
+  TRY_VOID(board->BuildChipset());
   TRY_VOID(board->BuildVmbus());
   return board;
 }
 
-Result<void> Board::BuildMachine(const std::string&, bool unsupported_without_slat) {
+Result<void> Board::BuildMachine(bool unsupported_without_slat) {
   layout_ = vmm::ComputeMemoryLayout(description_.memory_bytes);
   vmm::GuestMemory::Options memory_options;
   memory_options.huge_pages = config_.huge_pages();
   memory_ = TRY(vmm::GuestMemory::Create(layout_.ram, memory_options));
-  // The kernel waits for others of its own while it makes a VM.
+  // KVM_CREATE_VM takes milliseconds; the file is read meanwhile.
   if (config_.saved()) StartReadingSavedState();
   kvm::KvmVm::Options vm_options;
   vm_options.vcpu_count = description_.vcpu_count;
@@ -58,13 +60,13 @@ Result<void> Board::BuildMachine(const std::string&, bool unsupported_without_sl
   return {};
 }
 
-Result<void> Board::BuildConsole(const std::string& run_dir) {
+Result<void> Board::BuildConsole() {
   constexpr std::string_view kFilePrefix = "file:";
   const std::string& target = config_.serial().com1();
   virtdev::ConsoleSink sink;
   if (target == "console") {
     console_ =
-        TRY(ConsoleServer::Listen(loop_, run_dir + "/console.sock",
+        TRY(ConsoleServer::Listen(loop_, run_dir_ + "/console.sock",
                                   [this](std::string_view bytes) { com1_->ReceiveBytes(bytes); }));
     sink = [this](std::string_view bytes) { console_->Write(bytes); };
   } else if (target.starts_with(kFilePrefix)) {
@@ -85,8 +87,8 @@ Result<void> Board::BuildConsole(const std::string& run_dir) {
   return {};
 }
 
-Result<void> Board::BuildChipset(const std::string& run_dir) {
-  if (description_.com1) TRY_VOID(BuildConsole(run_dir));
+Result<void> Board::BuildChipset() {
+  if (description_.com1) TRY_VOID(BuildConsole());
   rtc_ = std::make_unique<virtdev::Rtc>(loop_.clock());
   TRY_VOID(machine_->ports().Add(vmm::kRtcPort, 2, "rtc", *rtc_, rtc_->lock()));
   machine_->AddUnit(*rtc_);
@@ -163,6 +165,9 @@ Result<void> Board::BuildController(const vmm::VmbusOffer& offer) {
 Result<void> Board::AttachToController(const config::Disk& disk) {
   if (disk.controller() >= controllers_.size())
     return vmm::MakeError(Code::kOutOfRange, "there is no SCSI controller {}", disk.controller());
+  if (disk.lun() >= vmm::kMaxLuns)
+    return vmm::MakeError(Code::kOutOfRange, "location {}: a SCSI controller has 0 to {}",
+                          disk.lun(), vmm::kMaxLuns - 1);
   const std::pair<uint32_t, uint32_t> slot{disk.controller(), disk.lun()};
   if (disks_.count(slot) != 0)
     return vmm::MakeError(Code::kAlreadyExists,
@@ -192,6 +197,25 @@ Result<void> Board::AttachToController(const config::Disk& disk) {
   return {};
 }
 
+namespace {
+
+firmware::SmbiosParams SmbiosOf(const config::Vm& config) {
+  const config::SmbiosIdentity& identity = config.smbios();
+  const std::string& guid = identity.bios_guid().empty() ? config.id() : identity.bios_guid();
+  firmware::SmbiosParams smbios;
+  smbios.generation = config.generation();
+  smbios.uuid = vmm::Guid::Parse(guid).value_or(vmm::Guid());
+  smbios.bios_serial = identity.bios_serial_number();
+  smbios.board_serial = identity.base_board_serial_number();
+  smbios.chassis_serial = identity.chassis_serial_number();
+  smbios.chassis_asset_tag = identity.chassis_asset_tag();
+  smbios.cpu_count = config.vcpu_count();
+  smbios.ram_bytes = config.memory_bytes();
+  return smbios;
+}
+
+}  // namespace
+
 Result<vmm::BootState> Board::LoadBoot() {
   firmware::AcpiParams acpi;
   acpi.cpu_count = description_.vcpu_count;
@@ -199,6 +223,7 @@ Result<vmm::BootState> Board::LoadBoot() {
   acpi.high_mmio = layout_.high_mmio;
   acpi.com1 = description_.com1;
   TRY_VOID(firmware::WriteAcpiTables(*memory_, acpi));
+  TRY_VOID(firmware::WriteSmbios(*memory_, SmbiosOf(config_)));
   firmware::LinuxBootParams boot;
   boot.kernel_path = config_.firmware().kernel();
   boot.initrd_path = config_.firmware().initrd();

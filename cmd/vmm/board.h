@@ -127,9 +127,9 @@ class Board final : public CaptureSource {
   };
 
   Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);
-  vmm::Result<void> BuildMachine(const std::string& run_dir, bool unsupported_without_slat);
+  vmm::Result<void> BuildMachine(bool unsupported_without_slat);
   void StartReadingSavedState();
-  vmm::Result<void> BuildChipset(const std::string& run_dir);
+  vmm::Result<void> BuildChipset();
   vmm::Result<void> BuildVmbus();
   vmm::Result<void> BuildOffer(const vmm::VmbusOffer& offer);
   vmm::Result<void> BuildController(const vmm::VmbusOffer& offer);
@@ -145,7 +145,7 @@ class Board final : public CaptureSource {
   vmm::Result<Disk*> FindForChange(uint32_t controller, uint32_t lun);
   void StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work, Done done);
   vmm::Result<void> CheckDvd(uint32_t controller, uint32_t lun) const;
-  vmm::Result<void> BuildConsole(const std::string& run_dir);
+  vmm::Result<void> BuildConsole();
   vmm::Result<vmm::BootState> LoadBoot();
 
   const config::Vm config_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The board's DVD drives.
 #include "cmd/vmm/board.h"
+#include "vmm/os/log.h"
 
 namespace kvmbus::cmd {
 
@@ -33,7 +34,17 @@ Result<void> CloseDisc(const std::shared_ptr<virtdev::DiskIo>& io) {
 
 Result<void> Board::AttachDvd(const config::Disk& drive) {
   std::shared_ptr<virtdev::DiskIo> disc;
-  if (!drive.path().empty()) disc = TRY(OpenDisc(drive.path()));
+  if (!drive.path().empty()) {
+    auto opened = OpenDisc(drive.path());
+    // Memory is worth more than a disc: its guest goes on, and finds the drive empty.
+    const bool may_be_gone =
+        config_.saved() && !opened.ok() && opened.error().code() == Code::kNotFound;
+    if (!opened.ok() && !may_be_gone) return std::move(opened.error());
+    if (opened.ok())
+      disc = std::move(opened).value();
+    else
+      spdlog::warn("{}; the drive is empty now", opened.error().ToString());
+  }
   TRY_VOID_CTX(controllers_[drive.controller()]->AttachDvd(static_cast<uint8_t>(drive.lun()), disc),
                "attaching a DVD drive with '{}'", drive.path());
   disks_[{drive.controller(), drive.lun()}] = {std::move(disc), drive.path(), true};

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/vmm/disk_reservations.h"
 
-#include <unistd.h>
-
-#include <cerrno>
-
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
 
@@ -14,8 +10,13 @@ using vmm::Code;
 using vmm::Result;
 
 Result<std::string> ReservationsFile::Load() const {
-  constexpr uint64_t kMaxBytes = 64u << 10;  // hundreds of registrations
   std::lock_guard lock(mutex_);
+  vmm::RemoveUnfinishedOf(name_);
+  return LoadLocked();
+}
+
+Result<std::string> ReservationsFile::LoadLocked() const {
+  constexpr uint64_t kMaxBytes = 64u << 10;  // hundreds of registrations
   auto stored = vmm::ReadWholeFile(name_, kMaxBytes);
   if (!stored.ok() && stored.error().code() == Code::kNotFound) return std::string();
   return stored;
@@ -28,15 +29,14 @@ bool ReservationsFile::Store(const std::string& state) {
 }
 
 bool ReservationsFile::StoreLocked(const std::string& name, const std::string& state) {
-  if (state.empty()) return ::unlink(name.c_str()) == 0 || errno == ENOENT;
-  const auto written = vmm::ReplaceFile(name, state, 0640);
+  const auto written = state.empty() ? vmm::RemoveFile(name) : vmm::ReplaceFile(name, state, 0640);
   if (!written.ok()) KVMBUS_LOG_LIMITED("keeping reservations: {}", written.error().ToString());
   return written.ok();
 }
 
 Result<void> ReservationsFile::BeginMove(const std::string& image) {
-  const std::string state = TRY(Load());
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(mutex_);  // initiators change them meanwhile
+  const std::string state = TRY(LoadLocked());
   const std::string next = NameFor(image);
   if (next == name_) return {};
   if (!StoreLocked(next, state))
@@ -49,7 +49,7 @@ void ReservationsFile::EndMove(bool moved) {
   std::lock_guard lock(mutex_);
   if (next_name_.empty()) return;
   if (moved) std::swap(name_, next_name_);
-  ::unlink(next_name_.c_str());
+  (void)vmm::RemoveFile(next_name_);  // nobody looks at it: what stays does no harm
   next_name_.clear();
 }
 

@@ -18,7 +18,8 @@ class ReservationsFile {
  public:
   explicit ReservationsFile(const std::string& image) : name_(NameFor(image)) {}
 
-  /// "" if there is none.
+  /// "" if there is none. Called once, by who has opened the image for writing: what an earlier
+  /// owner of the image had not finished is removed.
   vmm::Result<std::string> Load() const;
   bool Store(const std::string& state);
 
@@ -29,6 +30,7 @@ class ReservationsFile {
 
  private:
   static std::string NameFor(const std::string& image) { return image + ".reservations"; }
+  vmm::Result<std::string> LoadLocked() const;
   bool StoreLocked(const std::string& name, const std::string& state);
 
   mutable std::mutex mutex_;

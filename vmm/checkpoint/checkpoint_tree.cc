@@ -9,6 +9,7 @@
 #include "vmm/guid/guid.h"
 #include "vmm/os/clock.h"
 #include "vmm/text/letter_case.h"
+#include "vmm/text/utf8.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -94,11 +95,9 @@ Result<void> CheckNewCheckpoint(const CheckpointMap& checkpoints, const std::str
                      "the virtual machine has {} checkpoints, the most that it may have: delete "
                      "some of them",
                      checkpoints.size());
-  const bool printable =
-      std::all_of(name.begin(), name.end(), [](unsigned char c) { return c >= ' ' && c != 0x7f; });
-  if (name.empty() || name.size() > kMaxCheckpointNameBytes || !printable)
+  if (name.empty() || name.size() > kMaxCheckpointNameBytes || !IsPrintable(name))
     return MakeError(Code::kInvalidArgument,
-                     "a checkpoint's name has 1 to {} characters, without control characters",
+                     "a checkpoint's name has 1 to {} bytes of UTF-8, without control characters",
                      kMaxCheckpointNameBytes);
   return {};
 }
@@ -109,10 +108,7 @@ std::string DefaultCheckpointName(const std::string& vm_name, uint64_t created_f
   ::localtime_r(&seconds, &local);
   char text[64];
   std::strftime(text, sizeof(text), " - (%m/%d/%Y - %I:%M:%S %p)", &local);
-  std::string name = vm_name;
-  if (name.size() + std::string_view(text).size() > kMaxCheckpointNameBytes)
-    name.resize(kMaxCheckpointNameBytes - std::string_view(text).size());
-  return name + text;
+  return TruncateUtf8(vm_name, kMaxCheckpointNameBytes - std::string_view(text).size()) + text;
 }
 
 bool IsWritten(const config::Disk& disk) {

@@ -29,7 +29,8 @@ std::vector<std::string> SubtreeOf(const CheckpointMap& checkpoints, const std::
 /// as none.
 std::vector<std::pair<std::string, size_t>> InTreeOrder(const CheckpointMap& checkpoints);
 
-/// kResourceExhausted for the 51st, kInvalidArgument for a name that is empty or too long.
+/// kResourceExhausted for the 51st, kInvalidArgument for a name that is empty, too long or not
+/// printable.
 Result<void> CheckNewCheckpoint(const CheckpointMap& checkpoints, const std::string& name);
 
 /// "web - (11/28/2026 - 01:45:10 PM)", in local time, as Hyper-V Manager has it.

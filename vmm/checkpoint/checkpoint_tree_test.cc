@@ -77,12 +77,28 @@ TEST(CheckpointTreeTest, FiftyAreAllowed) {
   EXPECT_EQ(CheckNewCheckpoint(map, std::string(101, 'x')).error().code(), Code::kInvalidArgument);
 }
 
+TEST(CheckpointTreeTest, ANameIsTextThatCanBeShown) {
+  for (const char* bad : {"cut \xd0", "\xff", "\x1b[2J", "two\nlines", "\u009b2J"})
+    EXPECT_EQ(CheckNewCheckpoint({}, bad).error().code(), Code::kInvalidArgument) << bad;
+  EXPECT_TRUE(CheckNewCheckpoint({}, "Сервер").ok());
+}
+
 TEST(CheckpointTreeTest, TheDefaultNameSaysWhen) {
   ::setenv("TZ", "UTC", 1);
   ::tzset();
   const uint64_t when = FiletimeOfRealtime(1'795'873'510'000'000'000);
   EXPECT_EQ(DefaultCheckpointName("web", when), "web - (11/28/2026 - 01:45:10 PM)");
   EXPECT_EQ(DefaultCheckpointName(std::string(100, 'x'), when).size(), kMaxCheckpointNameBytes);
+}
+
+TEST(CheckpointTreeTest, TheDefaultNameOfALongNameEndsItAtACharacter) {
+  std::string cyrillic;
+  for (int i = 0; i < 36; ++i) cyrillic += "Ж";
+  for (const std::string& name : {cyrillic, "a" + cyrillic}) {  // one of them is cut in a letter
+    const std::string made = DefaultCheckpointName(name, FiletimeOfRealtime(0));
+    EXPECT_TRUE(CheckNewCheckpoint({}, made).ok()) << made;
+    EXPECT_GE(made.size(), kMaxCheckpointNameBytes - 1);
+  }
 }
 
 TEST(CheckpointTreeTest, LeavesAreNamedAfterTheBase) {

@@ -16,7 +16,7 @@ namespace kvmbus::vmm {
 struct DiskForest {
   std::map<std::string, std::string> parents;  ///< of each file; "": none, a base
   std::set<std::string> named;                 ///< by a configuration, as a disk
-  std::set<std::string> foreign;               ///< that are below none: somebody else's
+  std::set<std::string> foreign;               ///< images of no configuration: somebody else's
 
   std::vector<std::string> ChildrenOf(const std::string& file) const;
 
@@ -27,8 +27,8 @@ struct DiskForest {
   struct Step {
     enum class Kind { kDelete, kMerge };
     Kind kind;
-    std::string file;  ///< that is deleted, or merged: of its parent `into`
-    std::string into;  ///< kMerge
+    std::string file;  ///< the file to delete, or to merge into its parent
+    std::string into;  ///< kMerge: that parent
     bool operator==(const Step&) const = default;
   };
   std::optional<Step> NextStep(const std::set<std::string>& unneeded) const;

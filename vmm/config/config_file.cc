@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <filesystem>
 
 #include "vmm/config/vm_files.h"
@@ -22,8 +22,8 @@ namespace {
 bool IsXml(const std::string& path) { return path.ends_with(kXmlSuffix); }
 
 Result<Key> ReadTree(const std::string& path) {
-  if (IsXml(path)) return ParseXmlTree(TRY(ReadWholeFile(path, kMaxXmlBytes)));
-  const Fd fd = TRY(OpenFile(path, O_RDONLY));
+  const Fd fd = TRY(OpenRegularFile(path));
+  if (IsXml(path)) return ParseXmlTree(TRY(ReadWholeFile(NameOfFd(fd.get()), kMaxXmlBytes)));
   constexpr HvsReader::Limits kLimits = {.tree_bytes = 16 << 20, .inline_bytes = 8 << 20};
   return TRY(HvsReader::Open(fd.get(), kLimits)).root();
 }
@@ -94,7 +94,7 @@ namespace {
 
 /// Of a container, without its large objects.
 Result<Key> ReadKeys(const std::string& path) {
-  const Fd file = TRY(OpenFile(path, O_RDONLY));
+  const Fd file = TRY(OpenRegularFile(path));
   constexpr HvsReader::Limits kKeysAlone = {.tree_bytes = 16 << 20, .inline_bytes = 0};
   return TRY(HvsReader::Open(file.get(), kKeysAlone)).root();
 }

@@ -48,8 +48,12 @@ Result<bool> ConfigRegistry::Load() {
 }
 
 Result<void> ConfigRegistry::Register(const std::string& id, const std::string& path) {
+  return RegisterAll({{id, path}});
+}
+
+Result<void> ConfigRegistry::RegisterAll(const std::map<std::string, std::string>& machines) {
   State changed = state_;
-  changed.machines[id] = path;
+  for (const auto& [id, path] : machines) changed.machines[id] = path;
   return Store(std::move(changed));
 }
 

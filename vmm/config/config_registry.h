@@ -29,6 +29,7 @@ class ConfigRegistry {
 
   /// Each is one durable step: done or not.
   Result<void> Register(const std::string& id, const std::string& path);
+  Result<void> RegisterAll(const std::map<std::string, std::string>& machines);  ///< paths by id
   Result<void> BeginDeletion(const std::string& id);  ///< it is no machine any more
   Result<void> EndDeletion(const std::string& id);
   Result<void> BeginUpgrade(const std::string& id);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
+#include <map>
 #include <set>
 
 #include "vmm/config/config_file.h"
@@ -22,11 +23,14 @@ class FileConfigStore final : public ConfigStore {
     const bool is_new = !TRY(registry_.Load());
     TidyFolders();
     if (!is_new) return {};
+    std::map<std::string, std::string> machines;
     for (const std::string& path : OwnFiles()) {
       const auto file = ReadConfigFile(path);
-      if (file.ok()) TRY_VOID(registry_.Register(file->vm.id(), path));
+      if (file.ok()) machines[file->vm.id()] = path;
     }
-    return {};
+    if (machines.empty()) return {};
+    // In one step: of a list that has some of them, the others would be strangers.
+    return registry_.RegisterAll(machines);
   }
 
   Result<Listing> List() override {

@@ -29,8 +29,8 @@ class ConfigStore {
   virtual Result<void> Adopt(const config::Vm& vm) = 0;
   /// With its saved state; a machine with its checkpoints too, all or nothing.
   virtual Result<void> Delete(const config::Vm& vm) = 0;
-  /// What somebody who was killed while he wrote a saved state of the VM has left goes; and the
-  /// whole state, if it does not count. With `ours_alone` one that Hyper-V wrote stays.
+  /// Removes what a killed writer has left of a saved state of the VM, and the whole saved state
+  /// unless `vm` is Saved. `ours_alone`: a saved state that Hyper-V wrote stays.
   virtual Result<void> TidySavedState(const config::Vm& vm, bool ours_alone) = 0;
   /// Of a VM of version 5.0 with its checkpoints: the same in 6.2, without saved states, which must
   /// be none or agreed to. All or nothing, whenever the process ends.

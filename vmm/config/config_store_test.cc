@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/config/config_store.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <ctime>
 
 #include "vmm/config/config_file.h"
@@ -228,6 +231,46 @@ TEST_F(ConfigStoreTest, WithoutAListTheMachinesOfItsFolderAreListedAnew) {
   EXPECT_EQ(Damage(listing), "");
   ASSERT_EQ(listing.vms.size(), 1u);
   EXPECT_EQ(listing.vms[0].id(), vm.id());
+}
+
+/// Killed in between, it lists all of them the next time.
+TEST_F(ConfigStoreTest, AListThatIsMadeAnewHasAllOfThemOrIsNotThere) {
+  for (const char* name : {"a", "b", "c"}) ASSERT_TRUE(Store()->Save(Sample(name)).ok());
+  bool died = true;
+  for (int steps = 0; died; ++steps) {
+    std::filesystem::remove(folder_ + "/data.vmcx");
+    MortalFiles files(steps);
+    (void)OpenFileConfigStore(folder_, files);
+    died = files.died();
+    const auto listing = List();
+    EXPECT_EQ(Damage(listing), "");
+    EXPECT_EQ(listing.vms.size(), 3u) << steps;
+  }
+}
+
+/// A folder that was imported may have anything in it.
+TEST_F(ConfigStoreTest, WhatIsNoFileIsNotWaitedForOrFollowed) {
+  const config::Vm vm = Sample("a");
+  ASSERT_TRUE(Store()->Save(vm).ok());
+  const config::Vm fifo = CheckpointOf(vm, 1), link = CheckpointOf(vm, 2);
+  config::Vm old_fifo = CheckpointOf(vm, 3);
+  old_fifo.set_version("5.0");
+  ASSERT_TRUE(Store()->Save(link).ok());
+  std::filesystem::rename(ConfigFileOf(link), folder_ + "/elsewhere");
+  std::filesystem::create_symlink(folder_ + "/elsewhere", ConfigFileOf(link));
+  std::filesystem::remove(StateFileOf(vm));
+  for (const std::string& path : {ConfigFileOf(fifo), ConfigFileOf(old_fifo), StateFileOf(vm)})
+    ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const auto list = [&] {
+    ::alarm(20);
+    const auto listing = List();
+    const bool tidied = Store()->TidySavedState(vm, false).ok();
+    const bool good = listing.vms.size() == 1 && listing.checkpoints.empty() &&
+                      listing.damaged.size() == 3 && tidied &&
+                      std::filesystem::is_regular_file(StateFileOf(vm));
+    ::_exit(good ? 0 : 1);
+  };
+  EXPECT_EXIT(list(), testing::ExitedWithCode(0), "");
 }
 
 TEST_F(ConfigStoreTest, AThousandMachinesAreListedFast) {

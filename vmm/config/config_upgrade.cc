@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "vmm/config/config_file.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/config/vm_tree.h"
+#include "vmm/config/xml_tree.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -21,17 +24,43 @@ config::Vm Upgraded(config::Vm vm) {
   return vm;
 }
 
-/// The machine's file and those of its checkpoints, of version 5.0.
+/// Whether a file that cannot be read has the machine's id somewhere, in UTF-16 or not.
+bool Mentions(const std::string& path, const std::string& id) {
+  const auto file = OpenRegularFile(path);
+  if (!file.ok()) return false;
+  std::string text = ReadWholeFile(NameOfFd(file->get()), kMaxXmlBytes).value_or("");
+  std::erase(text, '\0');
+  return UpperCase(text).find(id) != std::string::npos;
+}
+
+/// Whether it is the parent of one of these.
+bool IsParent(const std::string& checkpoint, const std::vector<ConfigFile>& files) {
+  return std::any_of(files.begin(), files.end(), [&checkpoint](const ConfigFile& file) {
+    const config::Vm& vm = file.vm;
+    return (vm.has_checkpoint() ? vm.checkpoint().parent() : vm.parent_checkpoint()) == checkpoint;
+  });
+}
+
+/// The machine's file and those of its checkpoints, of version 5.0. Others' checkpoints may lie
+/// there too, and be damaged.
 Result<std::vector<ConfigFile>> OldFiles(const config::Vm& vm) {
   std::vector<ConfigFile> old;
+  std::map<std::string, Error> damaged;
   for (const std::string& path : ConfigFilesIn(CheckpointsFolderOf(vm))) {
     if (!path.ends_with(kXmlSuffix)) continue;
-    ConfigFile file = TRY(ReadConfigFile(path));
-    if (file.vm.id() == vm.id()) old.push_back(std::move(file));
+    auto file = ReadConfigFile(path);
+    if (!file.ok())
+      damaged.emplace(path, std::move(file.error()));
+    else if (file->vm.id() == vm.id())
+      old.push_back(std::move(*file));
   }
   config::Vm machine = vm;
   machine.set_version(kVersion50);
   if (FileExists(ConfigFileOf(machine))) old.push_back(TRY(ReadConfigFile(ConfigFileOf(machine))));
+  for (auto& [path, error] : damaged) {
+    const std::string checkpoint = std::filesystem::path(path).stem().string();
+    if (IsParent(checkpoint, old) || Mentions(path, vm.id())) return std::move(error);
+  }
   return old;
 }
 

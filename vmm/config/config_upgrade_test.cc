@@ -125,9 +125,27 @@ TEST_F(ConfigUpgrade, WhateverIsInTheWayIsKept) {
   const auto before = Files();
   EXPECT_EQ(Store()->Upgrade(vm_, true).error().code(), Code::kAlreadyExists);
   EXPECT_EQ(Files(), before);
-  std::filesystem::remove(StateFileOf(newer));
-  Write(ConfigFileOf(checkpoint_), "damaged");
+}
+
+/// A checkpoint that cannot be read is in the way of its own machine alone.
+TEST_F(ConfigUpgrade, ADamagedCheckpointIsInTheWayIfItIsTheMachines) {
+  Fill();
+  const std::string path = ConfigFileOf(checkpoint_);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 20);
   EXPECT_EQ(Store()->Upgrade(vm_, true).error().code(), Code::kDataLoss);
+  // Nothing is left in it, but the machine grew from it.
+  Write(path, "");
+  config::Vm grown = vm_;
+  grown.set_parent_checkpoint(checkpoint_.checkpoint().id());
+  ASSERT_TRUE(Store()->Save(grown).ok());
+  EXPECT_EQ(Store()->Upgrade(grown, true).error().code(), Code::kDataLoss);
+
+  Fill();
+  const std::string others = ConfigFileOf(CheckpointOf(other_, 3));
+  std::filesystem::resize_file(others, std::filesystem::file_size(others) - 20);
+  const auto upgraded = Store()->Upgrade(vm_, true);
+  EXPECT_TRUE(upgraded.ok()) << upgraded.error().ToString();
+  EXPECT_TRUE(Exists(others));
 }
 
 TEST_F(ConfigUpgrade, OldOrNewAfterAnyStep) {

@@ -65,6 +65,9 @@ Result<void> ValidateFiles(const config::Vm& vm) {
   if (!vm.generation_id().empty() && vm.generation_id().size() != sizeof(Guid))
     return MakeError(Code::kInvalidArgument, "'{}': its generation id has {} bytes; 16 are needed",
                      vm.name(), vm.generation_id().size());
+  if (!vm.smbios().bios_guid().empty() && !Guid::Parse(vm.smbios().bios_guid()))
+    return MakeError(Code::kInvalidArgument, "'{}': its BIOS GUID '{}' is no GUID", vm.name(),
+                     vm.smbios().bios_guid());
   return {};
 }
 
@@ -74,6 +77,32 @@ GenerationLimits LimitsOf(uint32_t generation) {
   return generation == 1 ? GenerationLimits{64, 1ull << 40} : GenerationLimits{240, 12ull << 40};
 }
 
+namespace {
+
+/// As Hyper-V makes them up: 1981-9952-3234-1295-3674-7651-98.
+std::string RandomSerialNumber() {
+  std::string number;
+  while (number.size() < 32) {
+    for (const uint8_t byte : Guid::Random().bytes) {
+      if (number.size() % 5 == 4) number.push_back('-');
+      number.push_back(static_cast<char>('0' + byte % 10));
+      if (number.size() == 32) break;
+    }
+  }
+  return number;
+}
+
+config::SmbiosIdentity NewSmbiosIdentity() {
+  config::SmbiosIdentity smbios;
+  smbios.set_bios_serial_number(RandomSerialNumber());
+  smbios.set_base_board_serial_number(smbios.bios_serial_number());
+  smbios.set_chassis_serial_number(smbios.bios_serial_number());
+  smbios.set_chassis_asset_tag(RandomSerialNumber());
+  return smbios;
+}
+
+}  // namespace
+
 void ApplyDefaults(config::Vm* vm) {
   if (vm->id().empty()) vm->set_id(UpperCase(Guid::Random().ToString()));
   if (vm->generation() == 0) vm->set_generation(2);
@@ -81,6 +110,7 @@ void ApplyDefaults(config::Vm* vm) {
   if (vm->scsi_controllers() == 0) vm->set_scsi_controllers(1);
   if (vm->version().empty()) vm->set_version(kDefaultVersion);
   if (vm->generation_id().empty()) vm->set_generation_id(Guid::Random().ToBytes());
+  if (!vm->has_smbios()) *vm->mutable_smbios() = NewSmbiosIdentity();
 }
 
 Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
@@ -151,6 +181,9 @@ Result<void> ValidateConfig(const config::Vm& vm) {
     return MakeError(Code::kOutOfRange, "'{}': {} SCSI controllers; 1 to {} are allowed", vm.name(),
                      vm.scsi_controllers(), kMaxScsiControllers);
   for (const config::Disk& disk : vm.disks()) TRY_VOID(ValidateDisk(vm, disk));
+  if (vm.firmware().command_line().size() > kMaxCommandLineBytes)
+    return MakeError(Code::kOutOfRange, "'{}': its kernel's command line has {} bytes; {} fit",
+                     vm.name(), vm.firmware().command_line().size(), kMaxCommandLineBytes);
   if (!IsAbsolute(vm.firmware().kernel()))
     return MakeError(Code::kInvalidArgument,
                      "'{}': a kernel is needed (--kernel /path): this version boots Linux directly",

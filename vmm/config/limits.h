@@ -22,6 +22,8 @@ inline constexpr uint64_t kMemoryStepBytes = 2ull << 20;
 inline constexpr uint32_t kMaxScsiControllers = 4;
 inline constexpr uint32_t kMaxLuns = 64;
 inline constexpr size_t kMaxNameBytes = 100;
+/// x86 Linux's COMMAND_LINE_SIZE (arch/x86/include/asm/setup.h) without its NUL.
+inline constexpr size_t kMaxCommandLineBytes = 2047;
 
 /// Fills in what a user may leave out (ids, generation 2, one controller, version 6.2).
 void ApplyDefaults(config::Vm* vm);

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "vmm/checkpoint/checkpoint_tree.h"
 #include "vmm/config/config_file.h"
 #include "vmm/config/config_upgrade.h"
 #include "vmm/config/limits.h"
@@ -15,6 +16,7 @@
 #include "vmm/guid/guid.h"
 #include "vmm/os/file.h"
 #include "vmm/text/letter_case.h"
+#include "vmm/text/utf8.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -151,8 +153,9 @@ class Planner {
       FitFirmware(whose, vm->mutable_firmware());
     const std::string& com1 = vm->serial().com1();
     if (!com1.empty() && com1 != "console") {
-      Loses("connect it anew", "{}serial port to '{}'", whose, com1);
-      vm->mutable_serial()->clear_com1();
+      Loses("'vmctl vm console' shows it", "{}serial port to '{}'", whose, com1);
+      // It keeps the port: its saved memory is that of a machine with one.
+      vm->mutable_serial()->set_com1("console");
     }
     if (!vm->saved()) return;
     if (!Runs(vm->version())) {
@@ -252,10 +255,25 @@ class Planner {
                  checkpoint.version());
         continue;
       }
+      FitName(&checkpoint);
       FitAll(&checkpoint);
       plan_.checkpoints.push_back({path, std::move(checkpoint), {}});
     }
+    if (plan_.checkpoints.size() > kMaxCheckpoints)
+      Obstacle("delete some of them where it comes from", "it has {} checkpoints; {} are allowed",
+               plan_.checkpoints.size(), kMaxCheckpoints);
     return {};
+  }
+
+  /// A name is shown on terminals. Hyper-V's own may be too long.
+  void FitName(config::Vm* vm) {
+    std::string* name = vm->mutable_checkpoint()->mutable_name();
+    std::string fit = TruncateUtf8(Printable(*name), kMaxCheckpointNameBytes);
+    if (fit.empty()) fit = vm->checkpoint().id();
+    if (fit == *name) return;
+    Loses("'vmctl checkpoint rename' gives it another one",
+          "the name of checkpoint '{}', which becomes '{}'", Printable(*name), fit);
+    *name = std::move(fit);
   }
 
   /// What is to be of it all.
@@ -263,7 +281,10 @@ class Planner {
     config::Vm& vm = plan_.machine.vm;
     vm = plan_.machine.before;
     if (!options_.name.empty()) vm.set_name(options_.name);
-    if (options_.mode == ImportMode::kCopy) vm.set_id(NewId());
+    if (options_.mode == ImportMode::kCopy) {
+      vm.set_id(NewId());
+      vm.mutable_smbios()->clear_bios_guid();  // it follows the id: two machines are not one
+    }
     vm.set_generation_id(Guid::Random().ToBytes());
     if (vm.scsi_controllers() == 0) vm.set_scsi_controllers(1);
     std::map<std::string, std::string> ids;  // of checkpoints, by those that they had
@@ -281,6 +302,7 @@ class Planner {
     for (ImportedConfig& checkpoint : plan_.checkpoints) {
       config::Checkpoint& about = *checkpoint.vm.mutable_checkpoint();
       checkpoint.vm.set_id(vm.id());
+      *checkpoint.vm.mutable_smbios() = vm.smbios();
       about.set_id(renamed(about.id()));
       about.set_parent(renamed(about.parent()));
       MakeNewPlace(&checkpoint.vm);

@@ -193,5 +193,38 @@ TEST_F(VmImport, AnImportedMachineIsTheStores) {
   EXPECT_EQ(listing.vms[0].disks(0).path(), plan.machine.vm.disks(0).path());
 }
 
+TEST_F(VmImport, NamesOfCheckpointsBecomeSuchThatCanBeShown) {
+  Put(vm_);
+  const std::pair<std::string, std::string> kNames[] = {
+      {"\x1b]0;owned\x07\u009b2J", "?]0;owned??2J"},
+      {"", "00000000-0000-0000-0000-000000000002"},
+      {std::string(99, 'x') + "Ж", std::string(99, 'x')},
+      {"Сервер", "Сервер"}};
+  int number = 0;
+  for (const auto& [name, unused] : kNames) {
+    config::Vm checkpoint = CheckpointOf(vm_, ++number);
+    checkpoint.mutable_checkpoint()->set_name(name);
+    Put(checkpoint);
+  }
+  const ImportPlan plan = Plan();
+  EXPECT_EQ(Text(plan.obstacles), "");
+  ASSERT_EQ(plan.checkpoints.size(), 4u);
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(plan.checkpoints[i].vm.checkpoint().name(), kNames[i].second);
+  const std::string lost = Text(plan.incompatibilities);
+  EXPECT_NE(lost.find("which becomes '?]0;owned??2J'"), std::string::npos) << lost;
+  EXPECT_EQ(lost.find("Сервер"), std::string::npos) << lost;
+  EXPECT_EQ(lost.find('\x1b'), std::string::npos);
+  EXPECT_EQ(lost.find("\u009b"), std::string::npos);
+}
+
+TEST_F(VmImport, FiftyCheckpointsAreImported) {
+  Put(vm_);
+  for (int number = 1; number <= 50; ++number) Put(CheckpointOf(vm_, number));
+  EXPECT_EQ(Text(Plan().obstacles), "");
+  Put(CheckpointOf(vm_, 51));
+  EXPECT_EQ(Text(Plan().obstacles), "it has 51 checkpoints; 50 are allowed\n");
+}
+
 }  // namespace
 }  // namespace kvmbus::vmm

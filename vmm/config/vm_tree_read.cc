@@ -326,12 +326,25 @@ class Reader {
     const std::string bios = SectionOf(kBios.guid);
     if (top_.BoolOr(bios + "/secure_boot_enabled", false))
       Cannot("it boots without", "Secure Boot");
-    const std::string identity = top_.StringOr(bios + "/bios_guid", "");
-    if (!identity.empty() && !IsSame(identity, "{" + vm_.id() + "}"))
-      Cannot("the guest sees its id", "SMBIOS identity {}", identity);
+    ReadSmbios(bios);
     if (own_ == nullptr || own_->StringOr("firmware/kernel", "").empty())
       Cannot("give it a kernel (--kernel): this version boots Linux directly",
              "booting from its disks, its network or a disc");
+  }
+
+  void ReadSmbios(const std::string& bios) {
+    config::SmbiosIdentity& smbios = *vm_.mutable_smbios();
+    std::string guid = top_.StringOr(bios + "/bios_guid", "");
+    if (guid.size() > 2 && guid.front() == '{' && guid.back() == '}')
+      guid = guid.substr(1, guid.size() - 2);
+    if (!guid.empty() && !Guid::Parse(guid))
+      Cannot("the guest sees its id", "SMBIOS identity '{}'", guid);
+    else if (!IsSame(guid, vm_.id()))
+      smbios.set_bios_guid(UpperCase(guid));
+    smbios.set_bios_serial_number(top_.StringOr(bios + "/bios_serial_number", ""));
+    smbios.set_base_board_serial_number(top_.StringOr(bios + "/base_board/serial_number", ""));
+    smbios.set_chassis_serial_number(top_.StringOr(bios + "/chassis/serial_number", ""));
+    smbios.set_chassis_asset_tag(top_.StringOr(bios + "/chassis/asset_tag", ""));
   }
 
   void Own() {

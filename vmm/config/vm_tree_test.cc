@@ -65,6 +65,12 @@ config::Vm Sample(const std::string& version) {
   disk->set_kind(config::DVD);
   disk->set_controller(1);
   disk->set_lun(6);
+  config::SmbiosIdentity& smbios = *vm.mutable_smbios();
+  smbios.set_bios_guid("7FFEE066-9755-4950-9A16-4C94AC67AD00");
+  smbios.set_bios_serial_number("1");
+  smbios.set_base_board_serial_number("2");
+  smbios.set_chassis_serial_number("3");
+  smbios.set_chassis_asset_tag("4");
   return vm;
 }
 
@@ -116,8 +122,9 @@ TEST(VmTree, AMachineComesBackWhole) {
 /// Whoever adds a field to the schema adds it to the tree and to Sample(), or a restart loses it.
 TEST(VmTree, EveryFieldOfTheSchemaIsKnown) {
   const std::map<std::string, int> kKnown = {
-      {"Disk", 9}, {"DiskQos", 3},    {"Firmware", 3},  {"IntegrationServices", 4},
-      {"Vm", 22},  {"Checkpoint", 6}, {"DiskMerge", 3}, {"SerialPort", 1}};
+      {"Disk", 9},          {"DiskQos", 3},    {"Firmware", 3},  {"IntegrationServices", 4},
+      {"Vm", 23},           {"Checkpoint", 6}, {"DiskMerge", 3}, {"SerialPort", 1},
+      {"SmbiosIdentity", 5}};
   std::istringstream schema(
       ReadWholeFile(KVMBUS_CONFIG_TESTDATA "/../../../proto/config/vm.proto").value());
   std::map<std::string, int> fields;
@@ -207,8 +214,13 @@ TEST(VmTree, TheRealMachineIsReadAndWhatItCannotHaveIsListed) {
        {"generation 1", "disk.vhd' at controller0 drive0 of 'Microsoft Emulated IDE",
         "network adapter 'Network Adapter' (00-15-5D-01-07-DC) on switch 'Virtual External Switch'",
         "Microsoft Synthetic Video", "Key-Value Pair", "automatic actions: start with the host",
-        "booting from its disks", "SMBIOS identity {7FFEE066"})
+        "booting from its disks"})
     EXPECT_NE(findings.find(expected), std::string::npos) << expected << "\n" << findings;
+  EXPECT_EQ(vm.smbios().bios_guid(), "7FFEE066-9755-4950-9A16-4C94AC67AD00");
+  EXPECT_EQ(vm.smbios().bios_serial_number(), "1981-9952-3234-1295-3674-7651-98");
+  EXPECT_EQ(vm.smbios().base_board_serial_number(), "1981-9952-3234-1295-3674-7651-98");
+  EXPECT_EQ(vm.smbios().chassis_serial_number(), "1981-9952-3234-1295-3674-7651-98");
+  EXPECT_EQ(vm.smbios().chassis_asset_tag(), "1981-9952-3234-1295-3674-7651-98");
   EXPECT_EQ(findings.find("Guest Interface"), std::string::npos) << "it is not enabled";
   EXPECT_EQ(findings.find("Heartbeat"), std::string::npos);
 }

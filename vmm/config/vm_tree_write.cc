@@ -38,6 +38,7 @@ class Writer {
     Settings();
     GlobalSettings();
     if (is_new_) FirstDevices();
+    Smbios();
     IntegrationServices();
     ScsiControllers();
     SavedState();
@@ -150,18 +151,24 @@ class Writer {
     Once(rtc + "/RtcDevice/CmosUtcSkew", int64_t{0});
     Once(rtc + "/VDEVVersion", kRtc.version);
     Once(bios + "/VDEVVersion", kBios.version);
-    Once(bios + "/base_board/serial_number", "");
-    Once(bios + "/bios_guid", "{" + vm_.id() + "}");
-    Once(bios + "/bios_serial_number", "");
     Once(bios + "/boot/device0", "HardDrive");
     Once(bios + "/boot/device1", "Optical");
     Once(bios + "/boot/device2", "Network");
-    Once(bios + "/chassis/asset_tag", "");
-    Once(bios + "/chassis/serial_number", "");
     Once(bios + "/num_lock", false);
     Once(bios + "/pause_after_boot_failure", false);
     Once(bios + "/pxe_preferred_protocol", int64_t{4});
     Once(bios + "/secure_boot_enabled", false);
+  }
+
+  void Smbios() {
+    const config::SmbiosIdentity& smbios = vm_.smbios();
+    const std::string bios = SectionOf(kBios.guid);
+    const std::string& guid = smbios.bios_guid().empty() ? vm_.id() : smbios.bios_guid();
+    Put(bios + "/base_board/serial_number", smbios.base_board_serial_number());
+    Put(bios + "/bios_guid", "{" + guid + "}");
+    Put(bios + "/bios_serial_number", smbios.bios_serial_number());
+    Put(bios + "/chassis/asset_tag", smbios.chassis_asset_tag());
+    Put(bios + "/chassis/serial_number", smbios.chassis_serial_number());
   }
 
   void IntegrationServices() {

@@ -28,7 +28,10 @@ inline constexpr uint32_t kEntryChecksumVersion =
     0x0301;                                        ///< object table entries have a right one
 inline constexpr uint32_t kOrderVersion = 0x0400;  ///< insertion sequences order siblings
 
-inline constexpr uint32_t kMaxDepth = 64;       ///< of keys; ours, the format has no limit
+inline constexpr uint32_t kMaxDepth = 64;  ///< of keys; ours, the format has no limit
+/// Of all key tables together; ours, so that what is written can be read, and what is hostile takes
+/// no more. It is enough for the blocks of 1.3 TiB of memory.
+inline constexpr uint64_t kMaxTreeBytes = 64u << 20;
 inline constexpr uint32_t kMaxNameBytes = 254;  ///< without the NUL
 inline constexpr uint32_t kInlineBytes = 2048;  ///< a value of this size is an object
 

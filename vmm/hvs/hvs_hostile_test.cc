@@ -218,6 +218,17 @@ TEST(HvsHostile, TheLaterKeyTableCounts) {
   }
 }
 
+/// A file without content, as large as one likes, has room for any table.
+TEST(HvsHostile, ASparseFileCostsNothing) {
+  HvsTestFile file(SmallTree());
+  ASSERT_EQ(::ftruncate(file.fd(), 80ll << 30), 0);
+  file.Write(0x2004, ~uint32_t{0});
+  EXPECT_NE(file.Refusal().find("has 4294967295 entries"), std::string::npos) << file.Refusal();
+  file.Write(0x2004, hvs::kObjectEntries);
+  EXPECT_EQ(file.Refusal(), "") << "large it may be";
+  EXPECT_EQ(file.Open({.tree_bytes = 226 * sizeof(ObjectEntry)}).error().code(), Code::kOutOfRange);
+}
+
 TEST(HvsHostile, SequencesBeginAgain) {
   EXPECT_TRUE(hvs::IsLater(1, 0));
   EXPECT_TRUE(hvs::IsLater(0, 0xffff));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmm/hvs/hvs_reader.h"
 
+#include <algorithm>
 #include <set>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace {
 
 using hvs::FileView;
 
-/// The entries of a table, but the empty ones. `left` of all tables is the file's room for entries.
+/// The entries of a table, but the empty ones. `left`: how many all tables may have yet.
 Result<std::vector<hvs::ObjectEntry>> ReadObjectTable(const FileView& view, uint64_t offset,
                                                       uint64_t* left) {
   const auto header =
@@ -20,8 +21,9 @@ Result<std::vector<hvs::ObjectEntry>> ReadObjectTable(const FileView& view, uint
   if (header.signature != hvs::kObjectTableSignature)
     return MakeError(Code::kDataLoss, "the object table at {:#x} is damaged", offset);
   if (header.entries > *left)
-    return MakeError(Code::kDataLoss, "the object table at {:#x} has {} entries", offset,
-                     uint32_t{header.entries});
+    return MakeError(Code::kOutOfRange,
+                     "the object table at {:#x} has {} entries, with which there are too many",
+                     offset, uint32_t{header.entries});
   *left -= header.entries;
   const std::string bytes =
       TRY(view.Read(offset + sizeof(header), uint64_t{header.entries} * sizeof(hvs::ObjectEntry)));
@@ -39,11 +41,12 @@ Result<std::vector<hvs::ObjectEntry>> ReadObjectTable(const FileView& view, uint
 }
 
 /// Where the key tables are, following the chain of object tables.
-Result<std::vector<hvs::ObjectEntry>> FindKeyTables(const FileView& view) {
+Result<std::vector<hvs::ObjectEntry>> FindKeyTables(const FileView& view, uint64_t limit_bytes) {
   std::vector<hvs::ObjectEntry> key_tables;
   std::vector<uint64_t> waiting = {hvs::kRootTableOffset};
   std::set<uint64_t> seen(waiting.begin(), waiting.end());
-  uint64_t left = view.size() / sizeof(hvs::ObjectEntry);
+  // Its size bounds nothing by itself: a sparse file is as large as one likes.
+  uint64_t left = std::min(view.size(), limit_bytes) / sizeof(hvs::ObjectEntry);
   while (!waiting.empty()) {
     const uint64_t offset = waiting.back();
     waiting.pop_back();
@@ -73,7 +76,7 @@ Result<Key> ReadTree(const FileView& view, const HvsReader::Limits& limits) {
     return std::optional(TRY(view.Read(object.offset, object.size)));
   };
   hvs::KeyTableReader tables(view.header().format_version, read_object);
-  for (const hvs::ObjectEntry& entry : TRY(FindKeyTables(view))) {
+  for (const hvs::ObjectEntry& entry : TRY(FindKeyTables(view, limits.tree_bytes))) {
     if (entry.size > left)
       return MakeError(Code::kOutOfRange, "its keys have more than {} bytes", limits.tree_bytes);
     left -= entry.size;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "vmm/hvs/hvs_format.h"
 #include "vmm/hvs/key_tree.h"
 #include "vmm/result/result.h"
 
@@ -20,7 +21,8 @@ class FileView;
 class HvsReader {
  public:
   struct Limits {
-    uint64_t tree_bytes = 64u << 20;   ///< all keys together; kOutOfRange beyond
+    /// All keys together, and all object tables; kOutOfRange beyond.
+    uint64_t tree_bytes = hvs::kMaxTreeBytes;
     uint32_t inline_bytes = 1u << 20;  ///< objects that are larger stay a FileObject, and so do
                                        ///< those that would exceed `tree_bytes`
   };

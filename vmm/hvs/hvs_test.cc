@@ -181,5 +181,22 @@ TEST(Hvs, TakesTextWithItsNulAndAFileThatEndsEarly) {
   EXPECT_TRUE(file.Open()->root() == tree);
 }
 
+/// Each table has room for two of these keys.
+TEST(Hvs, WhatIsWrittenCanBeReadOrIsRefused) {
+  const auto tree_of = [](uint64_t table_bytes) {
+    Key root;
+    const KeyBytes value{std::string(hvs::kInlineBytes - 100, 'v')};
+    for (uint64_t i = 0; i < table_bytes / hvs::kTableBytes * 2; ++i)
+      root.children.push_back(Leaf("key", value));
+    return root;
+  };
+  const HvsTestFile file(tree_of(hvs::kMaxTreeBytes));
+  EXPECT_EQ(file.Refusal(), "");
+  const HvsTestFile other;
+  const auto refused = HvsWriter(other.fd()).Finish(tree_of(hvs::kMaxTreeBytes + hvs::kTableBytes));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code(), Code::kResourceExhausted);
+}
+
 }  // namespace
 }  // namespace kvmbus::vmm

@@ -7,7 +7,8 @@
 namespace kvmbus::vmm::hvs {
 namespace {
 
-constexpr size_t kMaxTables = std::numeric_limits<uint16_t>::max();
+constexpr size_t kMaxTables = kMaxTreeBytes / kTableBytes;
+static_assert(kMaxTables <= std::numeric_limits<uint16_t>::max(), "an index has 16 bits");
 
 std::string NewTable(size_t index) {
   KeyTableHeader header = {};
@@ -42,7 +43,9 @@ Result<KeyTableWriter::Place> KeyTableWriter::Add(const Entry& entry) {
   std::string bytes = Compose(entry);
   if (tables_.empty() || tables_.back().size() + bytes.size() > kTableBytes) {
     if (tables_.size() == kMaxTables)
-      return MakeError(Code::kResourceExhausted, "the keys need more than {} tables", kMaxTables);
+      return MakeError(Code::kResourceExhausted,
+                       "the container would have more than {} MiB of keys, which nobody could read",
+                       kMaxTreeBytes >> 20);
     CloseTable();
     tables_.push_back(NewTable(tables_.size() + 1));
   }

@@ -18,7 +18,7 @@ namespace kvmbus::vmm {
 inline constexpr uint64_t kRamBlockBytes = 1u << 20;
 inline constexpr uint64_t kRamBlockPages = kRamBlockBytes / kPageSize;
 
-/// Blocks that are protected, and come, together: those of a huge page, else one.
+/// How many blocks are protected and loaded together: those of a huge page, else one.
 inline uint64_t BlocksTogether(const GuestMemory& memory) {
   return std::max<uint64_t>(1, memory.host_page_bytes() / kRamBlockBytes);
 }
@@ -33,8 +33,8 @@ class RamTarget {
   virtual bool HasPlace(uint64_t block) const = 0;
   /// The offset of the block in the file, 4 KiB aligned; what is not written there reads as zeroes.
   virtual Result<uint64_t> Place(uint64_t block) = 0;
-  /// All of a block (see block_codec.h) that has no place yet, or was compressed before. Place
-  /// gives it another one, where nothing of it is.
+  /// Stores a whole block in its compressed form (block_codec.h). The block has no place yet, or
+  /// was compressed before. A later Place gives it a new place, with nothing of it there.
   virtual Result<void> PutCompressed(uint64_t block, std::span<const uint8_t> bytes) = 0;
   virtual bool IsCompressed(uint64_t block) const = 0;
 };

@@ -22,15 +22,16 @@ class RamLoader {
  public:
   struct Options {
     unsigned prefetch_threads = 2;
-    bool lazy = true;  ///< else, and where the kernel does not let us, all is read before the start
+    /// False, or if the kernel does not let us: all memory is read before the start.
+    bool lazy = true;
   };
-  /// On a thread of the loader, once: the file cannot be read. Who wants a page that is not there
-  /// waits for ever: the process must end.
+  /// Called once, on a thread of the loader, when the file cannot be read. Whoever touches a page
+  /// that is missing waits for ever, so the process must end.
   using Failed = std::function<void(const Error&)>;
 
   static Result<std::unique_ptr<RamLoader>> Start(GuestMemory& memory, RamSource source,
                                                   const Options& options, Failed failed);
-  /// The machine is off: what is missing is not needed any more.
+  /// To be destroyed when the machine is off: pages that are still missing never come.
   ~RamLoader();
 
   /// Begins to read what nobody has touched; until then nothing stands in the way of the restore

@@ -32,7 +32,7 @@ class RamSaver {
   struct Options {
     unsigned threads = 2;
     bool copy_on_write = true;
-    bool compress = false;  ///< but for what somebody waits for
+    bool compress = false;  ///< not the blocks that somebody waits for
   };
   /// Any thread; bytes of guest memory. False: give up (kCancelled).
   using Progress = std::function<bool(uint64_t done, uint64_t total)>;
@@ -46,7 +46,7 @@ class RamSaver {
   Result<void> HoldRest();
   Result<void> CopyRest();
 
-  /// Of guest memory, more than once if the guest changed it meanwhile.
+  /// Bytes of guest memory; what the guest changed meanwhile counts as often as it was written.
   uint64_t bytes_written() const { return bytes_written_.load(); }
 
  private:

@@ -237,7 +237,7 @@ Result<void> FindRam(const SavedStatePaths& paths, const Key& saved, Fd state_fi
     result->ram.file = std::move(state_file);
     return {};
   }
-  result->ram.file = TRY(OpenFile(paths.memory, O_RDONLY));
+  result->ram.file = TRY(OpenRegularFile(paths.memory));
   if (TRY(FileSize(result->ram.file.get())) != result->ram.places.size() * kRamBlockBytes)
     return MakeError(Code::kDataLoss, "'{}' has another size than the memory", paths.memory);
   for (uint64_t block = 0; block < result->ram.places.size(); ++block) {
@@ -276,7 +276,7 @@ Result<void> Parse(const SavedStatePaths& paths, Fd file, const GuestMemory& mem
 }  // namespace
 
 Result<SavedState> SavedState::Open(const SavedStatePaths& paths, const GuestMemory& memory) {
-  Fd file = TRY(OpenFile(paths.state, O_RDONLY));
+  Fd file = TRY(OpenRegularFile(paths.state));
   SavedState result;
   auto parsed = Parse(paths, std::move(file), memory, &result);
   if (parsed.ok()) return result;
