@@ -175,12 +175,14 @@ int Create(const Context& context, ImageArguments& arguments) {
 int Resize(const Context& context, ImageArguments& arguments, bool force) {
   if (!ParseSizes(arguments)) return kExitUsage;
   const uint64_t size = arguments.options.size_bytes;
+  if (const int refused = CheckDiskChange(context, arguments.path, false)) return refused;
   const auto resized = virtdev::ResizeDisk(arguments.path, size, force);
   return IsInUse(resized) ? ResizeDiskInUse(context, arguments.path, size, resized.error())
                           : Report(resized);
 }
 
 int Merge(const Context& context, const std::string& path) {
+  if (const int refused = CheckDiskChange(context, path, true)) return refused;
   const auto merged = virtdev::MergeDisk(path, ShowProgress());
   return IsInUse(merged) ? MergeDiskInUse(context, path, ShowProgress(), merged.error())
                          : Report(merged);

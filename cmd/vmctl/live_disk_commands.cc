@@ -25,6 +25,18 @@ int Check(const Client& client, const grpc::Status& status, const vmm::Error& re
 
 }  // namespace
 
+int CheckDiskChange(const Context& context, const std::string& path, bool merges) {
+  Client client(context.socket);
+  api::CheckDiskChangeRequest request;
+  request.set_path(Absolute(path));
+  request.set_merges(merges);
+  api::Empty reply;
+  grpc::ClientContext call;
+  const grpc::Status status = client.disks().CheckDiskChange(&call, request, &reply);
+  const bool refused = status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+  return refused ? client.Check(status) : kExitDone;
+}
+
 int ResizeDiskInUse(const Context& context, const std::string& path, uint64_t size_bytes,
                     const vmm::Error& refused) {
   Client client(context.socket);

@@ -10,6 +10,10 @@
 
 namespace kvmbus::cmd {
 
+/// Whether the image may be merged, or resized, without vmmd: an exit status, after the line that
+/// says why not. Without a vmmd nobody objects.
+int CheckDiskChange(const Context& context, const std::string& path, bool merges);
+
 /// Each returns the exit status. `refused` is what was said of the file while it was tried without
 /// vmmd: it is what is told if no running virtual machine uses it.
 int ResizeDiskInUse(const Context& context, const std::string& path, uint64_t size_bytes,

@@ -105,8 +105,8 @@ Result<void> StateCapture::OnLoop(std::function<Result<void>()> task, bool alway
 /// Stops the guest for the instant.
 Result<void> StateCapture::AtInstant() {
   vmm::Machine& machine = source_.machine();
-  // Of the disks alone, which are at rest by the guest's own doing: a pause would end that.
-  if (writer_ == nullptr) return TakeInstant();
+  // Disks that are at rest by the guest's own doing: a pause would end that.
+  if (writer_ == nullptr && !request_.pause()) return TakeInstant();
   was_running_ = machine.state() == vmm::MachineState::kRunning;
   const uint64_t start = loop_.clock().MonotonicNs();
   if (was_running_) {

@@ -7,6 +7,8 @@
 
 #include <filesystem>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "tests/fakes/fake_vm.h"
 #include "vmm/os/log.h"
@@ -39,12 +41,17 @@ class FakeSource final : public CaptureSource {
   const std::string& fdt() const override { return fdt_; }
   void FinishLoading() override {}
   Result<void> PrepareChild(uint32_t, uint32_t, const std::string&) override { return {}; }
-  Result<void> SwitchToChild(uint32_t, uint32_t) override { return {}; }
+  Result<void> SwitchToChild(uint32_t, uint32_t lun) override {
+    switched.emplace_back(lun, machine_->state());
+    return on_switch ? on_switch(lun) : Result<void>();
+  }
   Result<void> FlushDisks() override { return on_flush ? on_flush() : Result<void>(); }
 
   std::unique_ptr<vmm::GuestMemory> memory;
   tests::FakeDirtyTracker* tracker = nullptr;
   std::function<Result<void>()> on_flush;
+  std::function<Result<void>(uint32_t lun)> on_switch;
+  std::vector<std::pair<uint32_t, MachineState>> switched;  ///< disks, and what the machine was
 
  private:
   const std::string fdt_ = "fdt";
@@ -78,6 +85,13 @@ class StateCaptureTest : public testing::Test {
     if (!result_) result_ = vmm::Error(Code::kInternal, "no result");
     capture_.reset();
     return *result_;
+  }
+  /// Of two disks, without memory.
+  void AskForDisksAlone(bool pause) {
+    request_.clear_state_path();
+    request_.set_stop(false);
+    request_.set_pause(pause);
+    for (uint32_t lun = 0; lun < 2; ++lun) request_.add_children()->set_lun(lun);
   }
   MachineState State() const { return source_->machine().state(); }
   bool HasNoFiles() const { return std::filesystem::is_empty(folder_); }
@@ -138,6 +152,45 @@ TEST_F(StateCaptureTest, AfterAFailureTheGuestRunsOn) {
   EXPECT_EQ(Await().error().code(), Code::kResourceExhausted);
   EXPECT_EQ(State(), MachineState::kRunning);
   EXPECT_TRUE(HasNoFiles());
+}
+
+using Switches = std::vector<std::pair<uint32_t, MachineState>>;
+
+TEST_F(StateCaptureTest, DisksAloneAreTakenWhileTheGuestWritesNothing) {
+  AskForDisksAlone(true);
+  Begin();
+  ASSERT_TRUE(Await().ok()) << result_->error().ToString();
+  EXPECT_EQ(source_->switched, (Switches{{0, MachineState::kPaused}, {1, MachineState::kPaused}}));
+  EXPECT_EQ(State(), MachineState::kRunning);
+  EXPECT_NE((*result_)->pause_ns(), 0u);
+}
+
+/// A pause would thaw it.
+TEST_F(StateCaptureTest, NorDoesAFrozenOneWhichIsNotPaused) {
+  AskForDisksAlone(false);
+  Begin();
+  ASSERT_TRUE(Await().ok()) << result_->error().ToString();
+  EXPECT_EQ(source_->switched,
+            (Switches{{0, MachineState::kRunning}, {1, MachineState::kRunning}}));
+}
+
+TEST_F(StateCaptureTest, AfterADiskThatCannotBeTakenTheGuestRunsOn) {
+  AskForDisksAlone(true);
+  source_->on_switch = [](uint32_t lun) -> Result<void> {
+    if (lun == 0) return {};
+    return vmm::Error(Code::kResourceExhausted, "the disk is full");
+  };
+  Begin();
+  EXPECT_EQ(Await().error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(State(), MachineState::kRunning);
+}
+
+TEST_F(StateCaptureTest, DisksOfAPausedMachineAreTakenAndItStaysPaused) {
+  AskForDisksAlone(true);
+  ASSERT_TRUE(source_->machine().Pause().ok());
+  Begin();
+  ASSERT_TRUE(Await().ok()) << result_->error().ToString();
+  EXPECT_EQ(State(), MachineState::kPaused);
 }
 
 TEST_F(StateCaptureTest, WheneverItIsCancelledItIsSavedOrRunsOn) {

@@ -20,7 +20,6 @@ using vmm::Code;
 using vmm::Error;
 using vmm::Result;
 
-constexpr uint32_t kProtocol = 1;
 constexpr uint32_t kPulseLimit = 1000;
 constexpr uint64_t kFreezeLimitNs = 600'000'000'000;
 
@@ -177,6 +176,7 @@ worker::Status Worker::MakeStatus() const {
   status.set_guest_vmbus_version(board_->VmbusVersion());
   if (exit_.has_crash()) *status.mutable_crash() = exit_.crash();
   status.set_restored(options_.config.saved() && !resumed_);
+  status.set_capturing(capture_ != nullptr);
   if (capture_ != nullptr) {
     status.set_capture_done(capture_->done());
     status.set_capture_total(capture_->total());
@@ -202,7 +202,7 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
                               "end of that")));
   switch (request.call_case()) {
     case Call::kHello:
-      answer.mutable_hello()->set_protocol(kProtocol);
+      answer.mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT);
       *answer.mutable_hello()->mutable_config() = options_.config;
       *answer.mutable_hello()->mutable_status() = MakeStatus();
       return reply(answer);

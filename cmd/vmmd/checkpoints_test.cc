@@ -316,5 +316,47 @@ TEST_F(CheckpointsTest, GeneratedSequencesKeepEveryCheckpoint) {
   }
 }
 
+/// What the machine has saved later is not for the checkpoint's disks.
+TEST_F(CheckpointsTest, OneWhoseSavedStateIsMissingIsNotApplied) {
+  for (const char* version : {"6.2", "5.0"}) {
+    host_->MakeVm("memory 1", version);
+    host_->Write(0, 'a');
+    ASSERT_TRUE(host_->Create("one").ok());
+    host_->SaveWith("memory 2");
+    host_->Write(1, 'b');
+    const auto images = host_->Images().size();
+    ASSERT_TRUE(vmm::RemoveFile(vmm::MemoryFileOf(Named("one"))).ok());
+    const auto applied = host_->Apply("one");
+    ASSERT_FALSE(applied.ok());
+    EXPECT_EQ(applied.error().code(), Code::kNotFound) << applied.error().ToString();
+    EXPECT_EQ(host_->MemoryOf(host_->Vm()), "memory 2");
+    EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+    EXPECT_EQ(host_->Images().size(), images);
+    EXPECT_TRUE(host_->Create("two").ok()) << "the machine is free";
+    Restart();
+    EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+    host_.reset();
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+}
+
+TEST_F(CheckpointsTest, OneOfALongNameInOtherLettersIsMade) {
+  host_->MakeVm("");
+  config::Vm vm = host_->Vm();
+  vm.clear_name();
+  for (int i = 0; i < 36; ++i) vm.set_name(vm.name() + "Ж");
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  const auto made = host_->Create("");
+  EXPECT_TRUE(made.ok()) << made.error().ToString();
+  vm = host_->Vm();
+  vm.set_name("a" + vm.name());
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  EXPECT_TRUE(host_->Create("").ok()) << "another byte is in the way";
+  Restart();
+  EXPECT_EQ(host_->All().size(), 2u);
+}
+
 }  // namespace
 }  // namespace kvmbus::cmd

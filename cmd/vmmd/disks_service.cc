@@ -18,7 +18,17 @@ constexpr int kCancelIntervals = 10;  ///< then nobody waits for the end of what
 /// Calls run on gRPC's threads and are posted to the inventory's loop.
 class DisksService final : public api::Disks::Service {
  public:
-  DisksService(vmm::Loop& loop, vmm::Inventory& inventory) : loop_(loop), disks_(inventory) {}
+  DisksService(vmm::Loop& loop, vmm::Inventory& inventory)
+      : loop_(loop), disks_(inventory, DiskOperations::For::kUser) {}
+
+  grpc::Status CheckDiskChange(grpc::ServerContext*, const api::CheckDiskChangeRequest* request,
+                               api::Empty*) override {
+    const auto done = Begin([this, request = *request](const DiskOperations::Done& tell) {
+      tell(request.merges() ? disks_.CheckOfflineMerge(request.path())
+                            : disks_.CheckIsNoCheckpoints(request.path()));
+    });
+    return ToStatus(done->Wait());
+  }
 
   grpc::Status ResizeDisk(grpc::ServerContext*, const api::ResizeDiskRequest* request,
                           api::Empty*) override {
@@ -39,8 +49,10 @@ class DisksService final : public api::Disks::Service {
   grpc::Status MergeDisk(grpc::ServerContext* context, const api::MergeDiskRequest* request,
                          grpc::ServerWriter<api::DiskProgress>* writer) override {
     const std::string path = request->path();
-    const auto done =
-        Begin([this, path](DiskOperations::Done tell) { disks_.Merge(path, std::move(tell)); });
+    const auto done = Begin([this, path](DiskOperations::Done tell) {
+      const auto allowed = disks_.CheckHasNoCheckpoints(path);
+      allowed.ok() ? disks_.Merge(path, std::move(tell)) : tell(allowed);
+    });
     int left_after_cancel = kCancelIntervals;
     while (left_after_cancel != 0) {
       if (const auto result = done->WaitFor(kProgressInterval)) return ToStatus(*result);

@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <optional>
@@ -19,13 +22,15 @@
 
 namespace kvmbus::tests {
 
-/// A worker's control socket; `answer` gives the reply, or nullopt and the worker hangs up.
+/// A worker's control socket; `answer` gives the reply, or nullopt and the worker hangs up. Who
+/// connects finds a process of its own behind it, which ends with the object.
 class FakeWorker {
  public:
   using Answer = std::function<std::optional<worker::Reply>(const worker::Request&)>;
 
   FakeWorker(vmm::Loop& loop, const std::string& path, Answer answer)
       : loop_(loop), listener_(vmm::ListenUnix(path).value()), answer_(std::move(answer)) {
+    process_ = ListenInAProcess();
     (void)loop_.Watch(listener_.get(), EPOLLIN, [this](uint32_t) {
       client_ = vmm::AcceptUnix(listener_.get());
       (void)loop_.Watch(client_.get(), EPOLLIN, [this](uint32_t) { Read(); });
@@ -34,6 +39,8 @@ class FakeWorker {
   ~FakeWorker() {
     HangUp();
     loop_.Unwatch(listener_.get());
+    ::kill(process_, SIGKILL);
+    ::waitpid(process_, nullptr, 0);
   }
   void HangUp() {
     if (!client_.valid()) return;
@@ -42,6 +49,26 @@ class FakeWorker {
   }
 
  private:
+  /// The socket's peer is who listened last.
+  pid_t ListenInAProcess() const {
+    int ready[2];
+    EXPECT_EQ(::pipe(ready), 0);
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      ::listen(listener_.get(), 8);
+      for (int fd = 3; fd < 1024; ++fd) {
+        if (fd != ready[1]) ::close(fd);
+      }
+      (void)!::write(ready[1], "", 1);
+      ::pause();
+      ::_exit(0);
+    }
+    char byte = 1;
+    EXPECT_EQ(::read(ready[0], &byte, 1), 1);
+    ::close(ready[0]);
+    ::close(ready[1]);
+    return pid;
+  }
   void Read() {
     char buffer[8192];
     const ssize_t n = ::recv(client_.get(), buffer, sizeof(buffer), 0);
@@ -72,6 +99,7 @@ class FakeWorker {
   }
 
   vmm::Loop& loop_;
+  pid_t process_ = -1;
   vmm::Fd listener_, client_;
   Answer answer_;
   std::string in_;

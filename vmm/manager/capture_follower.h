@@ -3,6 +3,7 @@
 /// CaptureFollower: a worker's capture as a job sees it: how far it is, and a way to end it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,21 +21,38 @@ class CaptureFollower {
       : loop_(loop), inventory_(inventory), jobs_(jobs) {}
   ~CaptureFollower();
 
-  /// The job shows what the worker of the VM says of its capture, and cancels it, until Stop.
+  /// The job shows what the worker of the VM says of its capture, until Stop. Cancelled before the
+  /// capture has begun, it cancels that when it begins.
   void Follow(const std::string& job, const std::string& vm);
   void Stop(const std::string& job);
 
-  /// Of a capture that an earlier vmmd began: `over` when there is none, or no worker, any more.
+  /// As Follow, of a capture that an earlier vmmd began: `over` when the worker says that there is
+  /// none any more, or its process has ended. A worker that says nothing is asked again and again:
+  /// whoever took its silence for the end would undo what it then makes.
   void AwaitEnd(const std::string& job, const std::string& vm, std::function<void()> over);
+  /// Cancels a capture whose answer did not come, and then as AwaitEnd.
+  void EndCapture(const std::string& job, const std::string& vm, std::function<void()> over);
 
  private:
-  void Poll(const std::string& job, const std::string& vm);
+  struct Watch {
+    std::string job, vm;
+    std::function<void()> over;  ///< null: until Stop
+    bool cancelled = false;
+    Loop::TimerId timer = 0;
+  };
+
+  Watch& Begin(const std::string& job, const std::string& vm);
+  void Ask(Watch& watch);
+  void AskLater(Watch& watch);
+  void SendCancel(const Watch& watch);
+  bool HasNoWorker(const Watch& watch) const;
+  void OnStatus(Watch& watch, const Result<worker::Reply>& reply);
+  void End(Watch& watch);
 
   Loop& loop_;
   Inventory& inventory_;
   Jobs& jobs_;
-  std::map<std::string, Loop::TimerId> timers_;  // by job
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  std::map<std::string, std::shared_ptr<Watch>> watches_;  // by job; replies hold weak pointers
 };
 
 }  // namespace kvmbus::vmm

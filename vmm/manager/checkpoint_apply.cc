@@ -21,6 +21,9 @@ config::Vm AsItWas(const config::Vm& now, const config::Vm& checkpoint) {
   vm.set_automatic_checkpoints(now.automatic_checkpoints());
   vm.set_parent_checkpoint(checkpoint.checkpoint().id());
   *vm.mutable_unneeded_disks() = now.unneeded_disks();
+  vm.clear_merging();
+  if (now.has_merging()) *vm.mutable_merging() = now.merging();
+  if (now.has_smbios()) *vm.mutable_smbios() = now.smbios();
   // The guest is told that it has been here before.
   vm.set_generation_id(Guid::Random().ToBytes());
   return vm;

@@ -35,26 +35,50 @@ Result<void> CheckDisks(const config::Vm& vm) {
   return {};
 }
 
+/// It may be none that the worker gave: a capture that nobody waits for any more may go on.
+bool MayGoOn(const Error& error) {
+  return error.code() == Code::kDeadlineExceeded || error.code() == Code::kUnavailable;
+}
+
+/// A whole checkpoint of which only its files tell. The guest may have thawed before its disks were
+/// taken: whoever would have asked it is gone.
+config::Job AsFound(config::Job job) {
+  config::Checkpoint* about = job.mutable_change()->mutable_store(1)->mutable_checkpoint();
+  if (!about->production()) return job;
+  spdlog::warn(
+      "checkpoint '{}' is kept as a crash would leave the disks, and not as a production "
+      "one: vmmd ended before it heard whether the guest was frozen to its end",
+      about->name());
+  about->set_production(false);
+  return job;
+}
+
 }  // namespace
 
 Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ended) {
   if (const config::Job* same = jobs_.FindRequest(options.request_id)) return *same;
   const VmView view = TRY(inventory_.Get(options.vm));
   const config::Vm& vm = view.config;
-  if (vm.checkpoint_policy() == config::DISABLED)
+  if (vm.checkpoint_policy() == config::DISABLED && !options.temporary)
     return MakeError(Code::kFailedPrecondition,
                      "checkpoints of '{}' are disabled; 'vmctl checkpoint policy' allows them",
                      vm.name());
-  TRY_VOID(CheckNewCheckpoint(inventory_.Checkpoints(vm.id()),
+  TRY_VOID(CheckNewCheckpoint(options.temporary ? CheckpointMap() : inventory_.Checkpoints(vm.id()),
                               options.name.empty() ? "default" : options.name));
   TRY_VOID(CheckDisks(vm));
   config::Job job = TRY(
       Begin(config::CREATE_CHECKPOINT, vm.id(), options.request_id, "a checkpoint is being made"));
   job.set_checkpoint(options.id.empty() ? UpperCase(Guid::Random().ToString()) : options.id);
   job.set_compress(options.compress);
-  merger_.Suspend(vm.id(), [this, alive = alive_, job, options, ended = std::move(ended)] {
-    if (*alive) PlanCreate(job, options, ended);
-  });
+  const auto cancelled = std::make_shared<bool>(false);
+  jobs_.SetCancel(job.id(), [cancelled] { *cancelled = true; });
+  merger_.Suspend(vm.id(),
+                  [this, alive = alive_, job, options, ended = std::move(ended), cancelled] {
+                    if (!*alive) return;
+                    if (*cancelled) return End(job, Error(Code::kCancelled, "cancelled"), ended);
+                    jobs_.SetCancel(job.id(), nullptr);
+                    PlanCreate(job, options, ended);
+                  });
   return job;
 }
 
@@ -102,6 +126,7 @@ void Checkpoints::PlanCreate(config::Job job, const CreateOptions& options, cons
   checkpoint.set_saved(running ? kind == Kind::kStandard : checkpoint.saved());
   checkpoint.clear_parent_checkpoint();
   checkpoint.clear_unneeded_disks();
+  checkpoint.clear_merging();
   config::Vm next = OnChildren(view->config, job.mutable_new_files());
   next.set_parent_checkpoint(job.checkpoint());
   *job.mutable_change()->add_store() = std::move(next);
@@ -136,6 +161,17 @@ void Checkpoints::CaptureRunning(const config::Job& job, Kind kind, bool may_fal
 
 /// The guest's file systems are at rest at the instant, or it is no production checkpoint.
 void Checkpoints::Freeze(const config::Job& job, bool may_fall_back, const Ended& ended) {
+  const auto send_thaw = [this, vm = job.vm()](const Inventory::ReplyDone& done) {
+    worker::Request thaw;
+    thaw.mutable_thaw_guest();
+    inventory_.Call(vm, std::move(thaw), kCallTimeoutNs, done);
+  };
+  // A guest that is thawed while it freezes gives the freeze up.
+  const auto cancelled = std::make_shared<bool>(false);
+  jobs_.SetCancel(job.id(), [cancelled, send_thaw] {
+    *cancelled = true;
+    send_thaw([](const auto&) {});
+  });
   const auto failed = [this, job, may_fall_back, ended](const Error& error) {
     Error why = error;
     if (!may_fall_back)
@@ -154,22 +190,21 @@ void Checkpoints::Freeze(const config::Job& job, bool may_fall_back, const Ended
   freeze.mutable_freeze_guest()->set_timeout_ns(kFreezeTimeoutNs);
   inventory_.Call(
       job.vm(), std::move(freeze), kFreezeTimeoutNs + kCallTimeoutNs,
-      [this, alive = alive_, job, failed, ended](const Result<worker::Reply>& frozen) {
+      [this, alive = alive_, job, failed, ended, cancelled,
+       send_thaw](const Result<worker::Reply>& frozen) {
         if (!*alive) return;
+        if (*cancelled) return Undo(job, Error(Code::kCancelled, "cancelled"), ended);
         if (!frozen.ok()) return failed(frozen.error());
-        Capture(job, Kind::kProduction, [this, job, failed, ended](const Result<void>& captured) {
-          worker::Request thaw;
-          thaw.mutable_thaw_guest();
-          inventory_.Call(
-              job.vm(), std::move(thaw), kCallTimeoutNs,
-              [this, alive = alive_, job, ended, captured](const Result<worker::Reply>& thawed) {
-                if (!*alive) return;
-                if (!captured.ok()) return Undo(job, captured.error(), ended);
-                // Thawed before the disks were taken: they may be anything.
-                if (!thawed.ok()) return Undo(job, thawed.error(), ended);
-                Commit(job, ended);
-              });
-        });
+        Capture(job, Kind::kProduction,
+                [this, job, ended, send_thaw](const Result<void>& captured) {
+                  send_thaw([this, alive = alive_, job, ended, captured](const auto& thawed) {
+                    if (!*alive) return;
+                    if (!captured.ok()) return Undo(job, captured.error(), ended);
+                    // Thawed before the disks were taken: they may be anything.
+                    if (!thawed.ok()) return Undo(job, thawed.error(), ended);
+                    Commit(job, ended);
+                  });
+                });
       });
 }
 
@@ -179,6 +214,9 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
   worker::CaptureRequest& capture = *request.mutable_capture();
   if (kind == Kind::kStandard) NameSavedState(checkpoint, &capture);
   capture.set_compress(job.compress());
+  // One disk after the other goes on in its child: what a running guest writes meanwhile would be
+  // on some and not on others. A frozen one writes nothing, and a pause would thaw it.
+  capture.set_pause(kind == Kind::kDisks);
   for (int i = 0; i < checkpoint.disks_size(); ++i) {
     if (!IsWritten(checkpoint.disks(i))) continue;
     worker::CreateChildRequest* child = capture.add_children();
@@ -188,20 +226,25 @@ void Checkpoints::Capture(const config::Job& job, Kind kind, Ended done) {
   }
   follower_.Follow(job.id(), job.vm());
   inventory_.Call(job.vm(), std::move(request), kCaptureTimeoutNs,
-                  [this, alive = alive_, id = job.id(),
+                  [this, alive = alive_, id = job.id(), vm = job.vm(),
                    done = std::move(done)](const Result<worker::Reply>& reply) {
                     if (!*alive) return;
-                    if (reply.ok())
+                    if (reply.ok()) {
                       jobs_.SetCost(id, reply->capture().pause_ns(),
                                     reply->capture().bytes_written());
-                    done(reply.ok() ? Result<void>() : reply.error());
+                      jobs_.SetCancel(id, nullptr);  // what is left is to thaw the guest
+                      return done({});
+                    }
+                    const Error error = reply.error();
+                    if (!MayGoOn(error)) return done(error);
+                    follower_.EndCapture(id, vm, [done, error] { done(error); });
                   });
 }
 
 /// A checkpoint that an earlier vmmd had begun: its worker may be at it still.
 void Checkpoints::AwaitCapture(const config::Job& job) {
   follower_.AwaitEnd(job.id(), job.vm(), [this, job] {
-    if (IsWhole(job)) return Commit(job, nullptr);
+    if (IsWhole(job)) return Commit(AsFound(job), nullptr);
     Undo(job, Error(Code::kAborted, "it was not whole when vmmd ended, or its virtual machine did"),
          nullptr);
   });

@@ -5,6 +5,7 @@
 
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"
+#include "vmm/text/utf8.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -68,9 +69,13 @@ void Checkpoints::MakeChildren(const config::Job& job, const config::Vm& before,
 
 void Checkpoints::Commit(config::Job job, const Ended& ended) {
   jobs_.SetCancel(job.id(), nullptr);
-  job.set_committed(true);
-  auto made = jobs_.Store(job);
-  if (!made.ok()) return Undo(job, made.error(), ended);
+  Result<void> made;
+  // One that an earlier vmmd had committed may be half made: there is no way back.
+  if (!job.committed()) {
+    job.set_committed(true);
+    made = jobs_.Store(job);
+    if (!made.ok()) return Undo(job, made.error(), ended);
+  }
   made = inventory_.Make(job.change());
   if (made.ok()) return End(job, made, ended);
   // It has to be made, and this vmmd could not: nothing is done to the VM until another one has.
@@ -90,7 +95,11 @@ void Checkpoints::Undo(config::Job job, const Error& error, const Ended& ended) 
 
 void Checkpoints::End(const config::Job& job, const Result<void>& result, const Ended& ended) {
   follower_.Stop(job.id());
-  jobs_.End(job.id(), result);
+  // Of what a later vmmd would do again, nothing else may come in between.
+  if (!jobs_.End(job.id(), result)) {
+    if (ended) ended(result);
+    return;
+  }
   inventory_.Release(job.vm());
   merger_.Resume(job.vm());
   if (ended) ended(result);
@@ -132,14 +141,27 @@ void Checkpoints::Recover() {
 Result<config::Job> Checkpoints::Delete(const std::string& vm, const std::string& checkpoint,
                                         bool subtree, const std::string& request_id, Ended ended) {
   if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
-  const CheckpointMap all = inventory_.Checkpoints(vm);
-  const std::string id = TRY(FindCheckpoint(all, checkpoint));
+  const std::string id = TRY(FindCheckpoint(inventory_.Checkpoints(vm), checkpoint));
   config::Job job =
       TRY(Begin(config::DELETE_CHECKPOINT, vm, request_id, "a checkpoint is being deleted"));
   job.set_checkpoint(id);
-  config::Vm now = TRY(inventory_.Get(vm)).config;
-  const std::string above = all.at(id).checkpoint().parent();
-  const std::vector<std::string> gone = subtree ? SubtreeOf(all, id) : std::vector{id};
+  // The end of a merge under way renames disks: what is planned before it would undo that.
+  merger_.Suspend(vm, [this, alive = alive_, job, subtree, ended = std::move(ended)] {
+    if (*alive) PlanDelete(job, subtree, ended);
+  });
+  return job;
+}
+
+void Checkpoints::PlanDelete(config::Job job, bool subtree, const Ended& ended) {
+  const CheckpointMap all = inventory_.Checkpoints(job.vm());
+  const auto view = inventory_.Get(job.vm());
+  const auto found = all.find(job.checkpoint());
+  if (!view.ok() || found == all.end())
+    return Undo(job, Error(Code::kNotFound, "the checkpoint is not there any more"), ended);
+  config::Vm now = view->config;
+  const std::string above = found->second.checkpoint().parent();
+  const std::vector<std::string> gone =
+      subtree ? SubtreeOf(all, job.checkpoint()) : std::vector{job.checkpoint()};
   const auto is_gone = [&gone](const std::string& which) {
     return std::find(gone.begin(), gone.end(), which) != gone.end();
   };
@@ -158,10 +180,7 @@ Result<config::Job> Checkpoints::Delete(const std::string& vm, const std::string
     }
   }
   *job.mutable_change()->add_store() = std::move(now);
-  merger_.Suspend(vm, [this, alive = alive_, job, ended = std::move(ended)] {
-    if (*alive) Commit(job, ended);
-  });
-  return job;
+  Commit(job, ended);
 }
 
 Result<void> Checkpoints::Rename(const std::string& vm, const std::string& checkpoint,
@@ -189,28 +208,24 @@ void Checkpoints::Start(const std::string& vm, Ended ended) {
   options.name =
       "Automatic Checkpoint - " +
       DefaultCheckpointName(view->config.name(), FiletimeOfRealtime(loop_.clock().RealtimeNs()));
-  options.name.resize(std::min(options.name.size(), kMaxCheckpointNameBytes));
-  const bool is_first = starting_.insert(vm).second;  // else what follows is refused
-  const auto made = Create(options, [this, alive = alive_, vm, ended](const Result<void>& result) {
+  options.name = TruncateUtf8(options.name, kMaxCheckpointNameBytes);
+  const auto start = [this, alive = alive_, vm, ended](const Result<void>& made) {
     if (!*alive) return;
-    if (!result.ok()) {
-      starting_.erase(vm);
-      return ended(result);
-    }
-    inventory_.Start(vm, [this, alive, vm, ended](const Result<void>& started) {
+    // A machine that does not run is worse than one without a way back.
+    if (!made.ok())
+      spdlog::warn("'{}' starts without an automatic checkpoint: {}", vm, made.error().ToString());
+    inventory_.Start(vm, [this, alive, vm, ended, made](const Result<void>& started) {
       if (*alive) starting_.erase(vm);
       ended(started);
-      if (!*alive) return;
+      if (!*alive || !made.ok()) return;
       const auto now = inventory_.Get(vm);
       if (now.ok()) DeleteAutomatic(vm, now->config.parent_checkpoint());
     });
-  });
-  if (made.ok()) return;
-  if (is_first) starting_.erase(vm);
-  ended(made.error());
+  };
+  if (!starting_.insert(vm).second) return inventory_.Start(vm, std::move(ended));  // is refused
+  if (const auto made = Create(options, start); !made.ok()) start(made.error());
 }
 
-/// One at a time: the end of the job brings the next one.
 void Checkpoints::DeleteAutomatic(const std::string& vm, const std::string& but) {
   for (const auto& [id, checkpoint] : inventory_.Checkpoints(vm)) {
     if (!checkpoint.checkpoint().automatic() || id == but) continue;

@@ -39,6 +39,8 @@ class Checkpoints {
     bool automatic = false;
     std::string id;         ///< "": a new one
     bool compress = false;  ///< the memory of a running one
+    /// Gone with the job that it is made for: neither policy nor number stand in its way.
+    bool temporary = false;
   };
   using Ended = std::function<void(const Result<void>&)>;
 
@@ -74,6 +76,7 @@ class Checkpoints {
   void MakeChildren(const config::Job& job, const config::Vm& before, const config::Vm& next,
                     const Ended& ended);
   void Recover();
+  void PlanDelete(config::Job job, bool subtree, const Ended& ended);
   void DeleteAutomatic(const std::string& vm, const std::string& but);
   void Commit(config::Job job, const Ended& ended);
   void Undo(config::Job job, const Error& error, const Ended& ended);

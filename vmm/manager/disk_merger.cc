@@ -11,7 +11,8 @@
 namespace kvmbus::vmm {
 namespace {
 
-constexpr uint64_t kRetryNs = 30'000'000'000;
+/// After a failure, and twice as long after each further one.
+constexpr uint64_t kFirstRetryNs = 30'000'000'000, kLastRetryNs = 3600'000'000'000;
 constexpr uint64_t kLeftNs = 1'000'000'000;
 constexpr uint64_t kFollowNs = 500'000'000;
 constexpr size_t kMaxDepth = 64;
@@ -22,11 +23,26 @@ bool IsThere(const std::string& path) {
   return std::filesystem::is_regular_file(std::filesystem::symlink_status(path, error));
 }
 
+/// A block device, or a disk that is gone and was not made for a checkpoint, stands on nothing.
+bool HasNoParent(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  return std::filesystem::is_block_file(status) ||
+         (status.type() == std::filesystem::file_type::not_found && !IsLeafPath(path));
+}
+
+/// What tells files apart: images name their parents without symbolic links, configurations may
+/// reach the same files by way of some. The file itself need not be there.
+std::string KeyOf(const std::string& path) {
+  const std::filesystem::path whole(path);
+  return RealPath(FolderOf(path)).value_or(FolderOf(path)) + "/" + whole.filename().string();
+}
+
 /// Replaces the name of a disk; whether it was there.
 bool Rename(config::Vm* vm, const std::string& from, const std::string& to) {
   bool found = false;
   for (config::Disk& disk : *vm->mutable_disks()) {
-    if (!IsWritten(disk) || disk.path() != from) continue;
+    if (disk.kind() != config::HARD_DISK || KeyOf(disk.path()) != from) continue;
     disk.set_path(to);
     found = true;
   }
@@ -34,7 +50,9 @@ bool Rename(config::Vm* vm, const std::string& from, const std::string& to) {
 }
 
 std::set<std::string> UnneededOf(const config::Vm& vm) {
-  return {vm.unneeded_disks().begin(), vm.unneeded_disks().end()};
+  std::set<std::string> keys;
+  for (const std::string& file : vm.unneeded_disks()) keys.insert(KeyOf(file));
+  return keys;
 }
 
 void SetUnneeded(config::Vm* vm, const std::set<std::string>& files) {
@@ -46,12 +64,16 @@ void SetUnneeded(config::Vm* vm, const std::set<std::string>& files) {
 
 void AddUnneeded(config::Vm* vm, const std::string& file) {
   std::set<std::string> files = UnneededOf(*vm);
-  files.insert(file);
+  files.insert(KeyOf(file));
   SetUnneeded(vm, files);
 }
 
 DiskMerger::DiskMerger(Loop& loop, Inventory& inventory, Jobs& jobs, DiskFiles& files)
-    : loop_(loop), inventory_(inventory), jobs_(jobs), files_(files), operations_(inventory) {}
+    : loop_(loop),
+      inventory_(inventory),
+      jobs_(jobs),
+      files_(files),
+      operations_(inventory, DiskOperations::For::kJobs) {}
 
 DiskMerger::~DiskMerger() {
   *alive_ = false;
@@ -73,6 +95,7 @@ void DiskMerger::Suspend(const std::string& vm, std::function<void()> idle) {
 void DiskMerger::Resume(const std::string& vm) {
   Task& task = tasks_[vm];
   if (task.suspended > 0) --task.suspended;
+  task.retry_ns = 0;
   Pump(vm);
 }
 
@@ -93,11 +116,13 @@ void DiskMerger::Pump(const std::string& vm) {
     job.set_vm(vm);
     if (auto begun = jobs_.Begin(std::move(job)); begun.ok()) task.job = begun->id();
   }
-  if (config.has_merging()) return Merge(vm, config.merging(), true);
+  if (config.has_merging() && !IsThere(config.merging().file()))
+    return FinishMerge(vm, config.merging());
   auto plan = std::make_shared<Result<Plan>>(Plan());
   file_thread_.Do(
-      [this, plan, config, checkpoints = inventory_.Checkpoints(vm)]() -> Result<void> {
-        *plan = MakePlan(config, checkpoints);
+      [this, plan, config, checkpoints = inventory_.Checkpoints(vm),
+       others = OthersThan(vm)]() -> Result<void> {
+        *plan = MakePlan(config, checkpoints, others);
         return {};
       },
       [this, vm, plan](const Result<void>&) { OnPlan(vm, *plan); });
@@ -105,36 +130,69 @@ void DiskMerger::Pump(const std::string& vm) {
 
 /// Reads the images' parents.
 Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
-                                              const CheckpointMap& checkpoints) {
+                                              const CheckpointMap& checkpoints,
+                                              const std::vector<config::Vm>& others) {
+  const std::set<std::string> unneeded = UnneededOf(vm);
   Plan plan;
   std::vector<std::string> tops;
   const auto name = [&](const config::Vm& config) {
     for (const config::Disk& disk : config.disks()) {
       if (disk.kind() != config::HARD_DISK) continue;
-      plan.forest.named.insert(disk.path());
-      tops.push_back(disk.path());
+      plan.forest.named.insert(KeyOf(disk.path()));
+      tops.push_back(KeyOf(disk.path()));
     }
   };
   name(vm);
   for (const auto& [id, checkpoint] : checkpoints) name(checkpoint);
-  for (const std::string& file : vm.unneeded_disks()) {
+  for (const std::string& file : unneeded) {
     IsThere(file) ? tops.push_back(file) : void(plan.missing.insert(file));
   }
   for (std::string file : tops) {
     for (size_t depth = 0; !file.empty() && plan.forest.parents.count(file) == 0; ++depth) {
       if (depth > kMaxDepth) return MakeError(Code::kDataLoss, "'{}' has too many parents", file);
-      file = plan.forest.parents[file] = TRY(files_.ParentOf(file));
+      const std::string parent = HasNoParent(file) ? "" : TRY(files_.ParentOf(file));
+      file = plan.forest.parents[file] = parent.empty() ? "" : KeyOf(parent);
     }
   }
-  AddForeign(UnneededOf(vm), &plan.forest);
-  for (const std::string& file : vm.unneeded_disks()) {
+  AddOthers(others, &plan.forest);
+  AddForeign(unneeded, &plan.forest);
+  for (const std::string& file : unneeded) {
     // A disk that was not made for a checkpoint is its owner's, whoever has it now.
     if (!IsLeafPath(file) && plan.forest.named.count(file) == 0 &&
         plan.forest.ChildrenOf(file).empty())
       plan.missing.insert(file);
   }
-  plan.step = plan.forest.NextStep(UnneededOf(vm));
+  plan.step = plan.forest.NextStep(unneeded);
   return plan;
+}
+
+/// The configurations of all machines but this one, and of their checkpoints.
+std::vector<config::Vm> DiskMerger::OthersThan(const std::string& vm) const {
+  std::vector<config::Vm> others;
+  for (const VmView& view : inventory_.List()) {
+    if (view.config.id() == vm) continue;
+    others.push_back(view.config);
+    for (const auto& [id, checkpoint] : inventory_.Checkpoints(view.config.id()))
+      others.push_back(checkpoint);
+  }
+  return others;
+}
+
+/// Disks of other machines may stand on files of this one: linked clones do.
+void DiskMerger::AddOthers(const std::vector<config::Vm>& others, DiskForest* forest) {
+  for (const config::Vm& vm : others) {
+    for (const config::Disk& disk : vm.disks()) {
+      if (disk.kind() != config::HARD_DISK) continue;
+      std::string file = KeyOf(disk.path());
+      forest->named.insert(file);
+      for (size_t depth = 0; depth <= kMaxDepth && forest->parents.count(file) == 0; ++depth) {
+        const auto parent = HasNoParent(file) ? Result<std::string>("") : files_.ParentOf(file);
+        if (!parent.ok() || parent->empty()) break;  // of what cannot be read nothing is known
+        forest->foreign.insert(file);
+        file = forest->parents[file] = KeyOf(*parent);
+      }
+    }
+  }
 }
 
 /// Images beside those that may go, which stand on one of them and belong to no configuration: a
@@ -146,13 +204,14 @@ void DiskMerger::AddForeign(const std::set<std::string>& unneeded, DiskForest* f
   std::error_code error;
   for (const std::string& folder : folders) {
     for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      const std::string path = entry.path().string(), extension = entry.path().extension().string();
+      const std::string path = KeyOf(entry.path().string()),
+                        extension = entry.path().extension().string();
       const bool image = extension == ".avhdx" || extension == ".vhdx" || extension == ".avhd" ||
                          extension == ".vhd";
       if (!image || forest->parents.count(path) != 0 || !IsThere(path)) continue;
       const auto parent = files_.ParentOf(path);
-      if (!parent.ok() || unneeded.count(*parent) == 0) continue;
-      forest->parents[path] = *parent;
+      if (!parent.ok() || parent->empty() || unneeded.count(KeyOf(*parent)) == 0) continue;
+      forest->parents[path] = KeyOf(*parent);
       forest->foreign.insert(path);
     }
   }
@@ -163,6 +222,7 @@ void DiskMerger::OnPlan(const std::string& vm, const Result<Plan>& plan) {
   const auto view = inventory_.Get(vm);
   if (!view.ok()) return Ended(vm, view.error(), false);
   if (*tasks_[vm].cancelled) return Ended(vm, Error(Code::kCancelled, "cancelled"), false);
+  if (view->config.has_merging()) return BeginMerge(vm, view->config, plan->forest);
   if (!plan->missing.empty()) {
     config::Vm changed = view->config;
     std::set<std::string> files = UnneededOf(changed);
@@ -174,12 +234,21 @@ void DiskMerger::OnPlan(const std::string& vm, const Result<Plan>& plan) {
   if (!plan->step) return Ended(vm, {}, true);
   if (plan->step->kind == DiskForest::Step::Kind::kDelete) return Delete(vm, *plan);
   config::Vm changed = view->config;
-  config::DiskMerge& merge = *changed.mutable_merging();
-  merge.set_file(plan->step->file);
-  merge.set_into(plan->step->into);
-  for (const std::string& child : plan->forest.ChildrenOf(merge.file())) merge.add_children(child);
-  if (const auto stored = inventory_.Store(changed); !stored.ok()) return Ended(vm, stored, false);
-  Merge(vm, merge, false);
+  changed.mutable_merging()->set_file(plan->step->file);
+  changed.mutable_merging()->set_into(plan->step->into);
+  BeginMerge(vm, std::move(changed), plan->forest);
+}
+
+/// Notes who stands on the file. Of a merge that was begun before, that may be more by now: a
+/// checkpoint gives it another child.
+void DiskMerger::BeginMerge(const std::string& vm, config::Vm config, const DiskForest& forest) {
+  config::DiskMerge& merge = *config.mutable_merging();
+  std::set<std::string> children(merge.children().begin(), merge.children().end());
+  for (std::string& child : forest.ChildrenOf(merge.file())) children.insert(std::move(child));
+  merge.clear_children();
+  for (const std::string& child : children) merge.add_children(child);
+  if (const auto stored = inventory_.Store(config); !stored.ok()) return Ended(vm, stored, false);
+  Merge(vm, merge);
 }
 
 void DiskMerger::Delete(const std::string& vm, const Plan& plan) {
@@ -195,20 +264,37 @@ void DiskMerger::Delete(const std::string& vm, const Plan& plan) {
   Ended(vm, done, false);
 }
 
-/// `may_be_done`: by somebody who ended before it was noted.
-void DiskMerger::Merge(const std::string& vm, const config::DiskMerge& merge, bool may_be_done) {
-  if (may_be_done && !IsThere(merge.file())) return FinishMerge(vm, merge);
+void DiskMerger::Merge(const std::string& vm, const config::DiskMerge& merge) {
   const auto view = inventory_.Get(vm);
   if (!view.ok() || view->status.pid() == 0) return MergeHere(vm, merge);
   tasks_[vm].live_file = merge.file();
   FollowLive(vm);
   operations_.Merge(merge.file(), [this, alive = alive_, vm, merge](const Result<void>& merged) {
     if (!*alive) return;
+    if (!merged.ok() && merged.error().code() == Code::kFailedPrecondition)
+      return AwaitLive(vm, merged.error());
     tasks_[vm].live_file.clear();
     if (merged.ok()) return FinishMerge(vm, merge);
     // The machine that runs stands on other branches.
     if (merged.error().code() == Code::kNotFound) return MergeHere(vm, merge);
     Ended(vm, merged, false);
+  });
+}
+
+/// Refused. If it is because the disk is being merged already, as an earlier vmmd had asked, the
+/// end of that is waited for; Suspend can cancel it meanwhile.
+void DiskMerger::AwaitLive(const std::string& vm, const Error& error) {
+  operations_.Find(tasks_[vm].live_file, [this, alive = alive_, vm,
+                                          error](const Result<DiskOperations::Place>& place) {
+    if (!*alive) return;
+    if (place.ok() && place->disk.changing()) {
+      loop_.AddTimer(kFollowNs, [this, alive, vm] {
+        if (*alive) AwaitLive(vm, Error(Code::kUnavailable, "an earlier vmmd's merge has ended"));
+      });
+      return;
+    }
+    tasks_[vm].live_file.clear();
+    Ended(vm, error, false);
   });
 }
 
@@ -226,6 +312,8 @@ void DiskMerger::FollowLive(const std::string& vm) {
 }
 
 void DiskMerger::MergeHere(const std::string& vm, const config::DiskMerge& merge) {
+  // A worker that ended, or that an earlier vmmd had asked, has done it.
+  if (!IsThere(merge.file())) return FinishMerge(vm, merge);
   const Task& task = tasks_[vm];
   const auto work = [this, merge, alive = alive_, cancelled = task.cancelled, job = task.job] {
     return files_.Merge(merge.file(), ProgressOf(job, loop_, jobs_, cancelled, alive));
@@ -241,7 +329,7 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
     for (const std::string& child : merge.children()) {
       if (!IsThere(child)) continue;
       const auto parent = files_.ParentOf(child);  // a running machine's is linked already
-      if (parent.ok() && *parent == merge.into()) continue;
+      if (parent.ok() && KeyOf(*parent) == KeyOf(merge.into())) continue;
       TRY_VOID(files_.Reparent(child, merge.into()));
     }
     return {};
@@ -252,21 +340,21 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
     if (!view.ok()) return Ended(vm, view.error(), false);
     for (auto& [id, checkpoint] : inventory_.Checkpoints(vm)) {
       config::Vm changed = checkpoint;
-      if (!Rename(&changed, merge.file(), merge.into())) continue;
+      if (!Rename(&changed, KeyOf(merge.file()), merge.into())) continue;
       if (const auto stored = inventory_.Store(changed); !stored.ok())
         return Ended(vm, stored, false);
     }
     config::Vm changed = view->config;
-    Rename(&changed, merge.file(), merge.into());
+    Rename(&changed, KeyOf(merge.file()), merge.into());
     std::set<std::string> files = UnneededOf(changed);
-    ReplaceMerged(merge.file(), merge.into(), &files);
+    ReplaceMerged(KeyOf(merge.file()), KeyOf(merge.into()), &files);
     SetUnneeded(&changed, files);
     changed.clear_merging();
     Ended(vm, inventory_.Store(changed), false);
   });
 }
 
-/// Of one step; and of all there is to do, or for now.
+/// The end of one step. `all_done`: nothing is left to merge, or nothing that can be merged now.
 void DiskMerger::Ended(const std::string& vm, const Result<void>& result, bool all_done) {
   Task& task = tasks_[vm];
   task.working = false;
@@ -277,9 +365,11 @@ void DiskMerger::Ended(const std::string& vm, const Result<void>& result, bool a
     jobs_.End(std::exchange(task.job, ""), result);
   for (const auto& waiter : std::exchange(task.waiters, {})) waiter();
   if (all_done || task.suspended != 0) return;
+  if (result.ok()) task.retry_ns = 0;
   if (result.ok() || cancelled) return Pump(vm);
   // If the machine that did it has ended, its files can be had here in a moment.
-  task.timer = loop_.AddTimer(left ? kLeftNs : kRetryNs, [this, vm] { Pump(vm); });
+  if (!left) task.retry_ns = std::clamp(2 * task.retry_ns, kFirstRetryNs, kLastRetryNs);
+  task.timer = loop_.AddTimer(left ? kLeftNs : task.retry_ns, [this, vm] { Pump(vm); });
 }
 
 }  // namespace kvmbus::vmm

@@ -46,6 +46,7 @@ class DiskMerger final : public ImageWorker {
     std::vector<std::function<void()>> waiters;
     std::string job;  ///< "": none yet
     Loop::TimerId timer = 0;
+    uint64_t retry_ns = 0;  ///< the wait after the last failure
   };
   struct Plan {
     std::optional<DiskForest::Step> step;
@@ -56,13 +57,18 @@ class DiskMerger final : public ImageWorker {
   void Pump(const std::string& vm);
   void OnPlan(const std::string& vm, const Result<Plan>& plan);
   void Delete(const std::string& vm, const Plan& plan);
-  void Merge(const std::string& vm, const config::DiskMerge& merge, bool may_be_done);
+  void BeginMerge(const std::string& vm, config::Vm config, const DiskForest& forest);
+  void Merge(const std::string& vm, const config::DiskMerge& merge);
   void MergeHere(const std::string& vm, const config::DiskMerge& merge);
   void FinishMerge(const std::string& vm, const config::DiskMerge& merge);
   void FollowLive(const std::string& vm);
+  void AwaitLive(const std::string& vm, const Error& error);
   void Ended(const std::string& vm, const Result<void>& result, bool all_done);
+  std::vector<config::Vm> OthersThan(const std::string& vm) const;
+  void AddOthers(const std::vector<config::Vm>& others, DiskForest* forest);
   void AddForeign(const std::set<std::string>& unneeded, DiskForest* forest);
-  Result<Plan> MakePlan(const config::Vm& vm, const CheckpointMap& checkpoints);
+  Result<Plan> MakePlan(const config::Vm& vm, const CheckpointMap& checkpoints,
+                        const std::vector<config::Vm>& others);
 
   Loop& loop_;
   Inventory& inventory_;

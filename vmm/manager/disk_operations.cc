@@ -4,6 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
+#include "vmm/checkpoint/checkpoint_tree.h"
+#include "vmm/os/file.h"
+
 namespace kvmbus::vmm {
 namespace {
 
@@ -28,6 +33,63 @@ struct DiskOperations::Search {
   Found found;
   std::vector<std::string> left;  // ids of the machines that are still to be asked
 };
+
+namespace {
+
+bool Names(const config::Vm& vm, const std::string& path) {
+  const auto is_it = [&path](const config::Disk& disk) {
+    if (!IsWritten(disk)) return false;
+    return disk.path() == path || RealPath(disk.path()).value_or(disk.path()) == path;
+  };
+  return std::any_of(vm.disks().begin(), vm.disks().end(), is_it);
+}
+
+Error StandsInTheWay(const config::Vm& vm, const std::string& path) {
+  return MakeError(
+      Code::kFailedPrecondition,
+      "checkpoints of '{}' stand on '{}': delete them ('vmctl checkpoint delete'), and "
+      "vmmd merges what they leave",
+      vm.name(), path);
+}
+
+}  // namespace
+
+Result<void> DiskOperations::CheckIsNoCheckpoints(const std::string& path) const {
+  const std::string real = RealPath(path).value_or(path);
+  for (const VmView& view : inventory_.List()) {
+    const config::Vm& vm = view.config;
+    const auto is_it = [&](const std::string& file) { return file == path || file == real; };
+    bool needed = is_it(vm.merging().file()) || is_it(vm.merging().into()) ||
+                  std::any_of(vm.unneeded_disks().begin(), vm.unneeded_disks().end(), is_it);
+    for (const auto& [id, checkpoint] : inventory_.Checkpoints(vm.id()))
+      needed = needed || Names(checkpoint, real);
+    if (needed) return StandsInTheWay(vm, path);
+  }
+  return {};
+}
+
+Result<void> DiskOperations::CheckHasNoCheckpoints(const std::string& path) const {
+  TRY_VOID(CheckIsNoCheckpoints(path));
+  const std::string real = RealPath(path).value_or(path);
+  for (const VmView& view : inventory_.List()) {
+    if (Names(view.config, real) && !inventory_.Checkpoints(view.config.id()).empty())
+      return StandsInTheWay(view.config, path);
+  }
+  return {};
+}
+
+Result<void> DiskOperations::CheckOfflineMerge(const std::string& path) const {
+  TRY_VOID(CheckHasNoCheckpoints(path));
+  const std::string real = RealPath(path).value_or(path);
+  for (const VmView& view : inventory_.List()) {
+    if (view.status.pid() == 0 && Names(view.config, real))
+      return MakeError(Code::kFailedPrecondition,
+                       "'{}' is a disk of '{}', which would not find it: merge it while that runs, "
+                       "or detach it first and attach its parent then",
+                       path, view.config.name());
+  }
+  return {};
+}
 
 void DiskOperations::Find(const std::string& path, Found found) {
   auto search = std::make_shared<Search>();
@@ -90,7 +152,20 @@ void DiskOperations::CreateChild(const std::string& parent, const std::string& p
   });
 }
 
+Result<void> DiskOperations::BeginChange(const std::string& vm) {
+  return whom_ == For::kUser ? inventory_.BeginChange(vm) : Result<void>();
+}
+
+void DiskOperations::EndChange(const std::string& vm) {
+  if (whom_ == For::kUser) inventory_.EndChange(vm);
+}
+
 void DiskOperations::StartChild(const Place& place, const std::string& path, Done done) {
+  if (const auto free = BeginChange(place.vm); !free.ok()) return done(free);
+  done = [this, vm = place.vm, done = std::move(done)](const Result<void>& result) {
+    EndChange(vm);
+    done(result);
+  };
   const uint32_t controller = place.disk.controller(), lun = place.disk.lun();
   bool busy = false;
   const auto noted = inventory_.ChangeDisk(place.vm, controller, lun, [&](config::Disk* disk) {
@@ -128,12 +203,14 @@ Result<void> DiskOperations::ChildIsMade(const Place& place) {
 void DiskOperations::Merge(const std::string& path, Done done) {
   Find(path, [this, done](const Result<Place>& place) {
     if (!place.ok()) return done(place.error());
+    if (const auto free = BeginChange(place->vm); !free.ok()) return done(free);
     worker::Request request;
     request.mutable_merge_disk()->set_controller(place->disk.controller());
     request.mutable_merge_disk()->set_lun(place->disk.lun());
     request.mutable_merge_disk()->set_layer(place->disk.layer());
     inventory_.Call(place->vm, std::move(request), kMergeTimeoutNs,
                     [this, place = *place, done](const Result<worker::Reply>& reply) {
+                      EndChange(place.vm);
                       if (!reply.ok()) return done(reply.error());
                       const std::string now = reply->disk_place().path();
                       std::string before;

@@ -23,7 +23,18 @@ class DiskOperations {
   };
   using Found = std::function<void(const Result<Place>&)>;
 
-  explicit DiskOperations(Inventory& inventory) : inventory_(inventory) {}
+  /// Whose changes they are. Those of a job are made while the machine is reserved for it, those of
+  /// a user while it is for none.
+  enum class For { kJobs, kUser };
+  DiskOperations(Inventory& inventory, For whom) : inventory_(inventory), whom_(whom) {}
+
+  /// Whether the image may be changed by hand: kFailedPrecondition if a checkpoint names it, or a
+  /// merge for one has to do with it.
+  Result<void> CheckIsNoCheckpoints(const std::string& path) const;
+  /// Also if it is a disk of a machine that has checkpoints.
+  Result<void> CheckHasNoCheckpoints(const std::string& path) const;
+  /// Also if it is a disk of a machine that is off: it would not find it after a merge.
+  Result<void> CheckOfflineMerge(const std::string& path) const;
 
   /// Who uses the file, and how far a change of that disk is.
   void Find(const std::string& path, Found found);
@@ -42,7 +53,11 @@ class DiskOperations {
   void StartChild(const Place& place, const std::string& path, Done done);
   Result<void> ChildIsMade(const Place& place);
 
+  Result<void> BeginChange(const std::string& vm);
+  void EndChange(const std::string& vm);
+
   Inventory& inventory_;
+  const For whom_;
 };
 
 }  // namespace kvmbus::vmm

@@ -29,7 +29,7 @@ class DiskOperationsTest : public ManagerTest {
   void Open() {
     ASSERT_TRUE(Store()->Save(vm_).ok());
     OpenInventory();
-    operations_ = std::make_unique<DiskOperations>(*inventory_);
+    operations_ = std::make_unique<DiskOperations>(*inventory_, DiskOperations::For::kUser);
   }
   /// With a machine that runs, whose disk has the file `uses` as a layer.
   void OpenWithWorker(FakeWorker::Answer answer) {

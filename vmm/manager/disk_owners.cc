@@ -22,10 +22,9 @@ constexpr uint64_t kGrowthNs = 600'000'000'000;
 Error LastWords(const std::string& folder, const std::string& how) {
   const auto bytes = ReadWholeFile(folder + "/exit", 1u << 20);
   worker::ExitRecord exit;
-  if (bytes.ok() && exit.ParseFromString(*bytes) && exit.code() >= 1 && exit.code() <= 15)
-    return Error(static_cast<Code>(exit.code()), exit.reason());
-  return MakeError(Code::kInternal, "the disk's owner {}{}; see '{}/owner.log'",
-                   how.starts_with("killed") ? "was " : "",
+  if (bytes.ok() && exit.ParseFromString(*bytes) && exit.code() != 0)
+    return Error(CodeFromNumber(exit.code()), exit.reason());
+  return MakeError(Code::kInternal, "the disk's owner {}; see '{}/owner.log'",
                    how.empty() ? "ended without a word" : how, folder);
 }
 

@@ -26,12 +26,7 @@ constexpr uint64_t kHelloTimeoutNs = 30'000'000'000;
 constexpr uint64_t kTurnOffTimeoutNs = 60'000'000'000;
 constexpr uint64_t kShutdownTimeoutNs = 60'000'000'000;
 constexpr uint64_t kDiskTimeoutNs = 60'000'000'000;
-constexpr uint32_t kProtocol = 1;
 constexpr std::string_view kGuestShutDown = "guest shut down";  // a worker's last words
-
-Code ToCode(uint32_t code) {
-  return code >= 1 && code <= 15 ? static_cast<Code>(code) : Code::kUnknown;
-}
 
 void TakeLastWords(const worker::ExitRecord& exit, worker::Status* status) {
   status->set_reason(exit.reason());
@@ -75,17 +70,23 @@ void Inventory::Load(const ConfigStore::Listing& listing) {
     record->config = vm;
     record->status.set_state(RestStateOf(vm));
     record->status.set_vm_id(vm.id());
-    Adopt(*record);
-    records_[vm.id()] = std::move(record);
+    Adopt(*(records_[vm.id()] = std::move(record)));
   }
   LoadCheckpoints(listing.checkpoints);
 }
 
 void Inventory::Adopt(Record& record) {
-  if (Connect(record).ok())
-    record.status.set_state(worker::RUNNING);  // until its hello says more
-  else
-    FindEnded(record);
+  auto process = Connect(record).ok() ? AdoptWorker(record.link->pid())
+                                      : Error(Code::kUnavailable, "nobody listens");
+  if (!process.ok()) {
+    record.link.reset();
+    return FindEnded(record);
+  }
+  record.status.set_state(worker::RUNNING);  // until its hello says more
+  record.status.set_pid(static_cast<uint32_t>(process->pid));
+  Watch(record, std::move(process).value());
+  HoldForGood(record.config.id());
+  spdlog::info("found '{}' running (process {})", record.config.name(), record.process.pid);
 }
 
 /// It does not run; its worker, if it had one, ended while nobody looked.
@@ -183,7 +184,7 @@ Result<void> Inventory::Delete(const std::string& id) {
                      record->config.name());
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
   TRY_VOID(store_->Delete(record->config));
-  for (const char* file : {"lock", "exit", "worker.log"})
+  for (const char* file : {"lock", "exit", "worker.log", "worker.log.1"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
   ::rmdir(RunDirOf(id).c_str());
   records_.erase(id);
@@ -306,13 +307,14 @@ Result<void> Inventory::Spawn(Record& record) {
   TRY_VOID(MakeFolders(run_dir, 0750));
   ::unlink((run_dir + "/exit").c_str());
   const std::string log = run_dir + "/worker.log";
-  ::unlink(log.c_str());
-  record.process = TRY(SpawnWorker({options_.worker_path, run_dir, log}, record.config));
-  WatchProcess(record);
+  ::rename(log.c_str(), (log + ".1").c_str());  // of a crash it says why
+  Watch(record, TRY(SpawnWorker({options_.worker_path, run_dir, log}, record.config)));
   return {};
 }
 
-void Inventory::WatchProcess(Record& record) {
+void Inventory::Watch(Record& record, WorkerProcess process) {
+  if (record.process.pidfd.valid()) loop_.Unwatch(record.process.pidfd.get());
+  record.process = std::move(process);
   (void)loop_.Watch(record.process.pidfd.get(), EPOLLIN,
                     [this, raw = &record](uint32_t) { OnWorkerEnded(*raw); });
 }
@@ -332,33 +334,50 @@ Result<void> Inventory::Connect(Record& record) {
   };
   record.link = TRY(WorkerLink::Connect(loop_, RunDirOf(record.config.id()) + "/worker.sock",
                                         std::move(callbacks)));
-  worker::Request hello;
-  hello.mutable_hello()->set_protocol(kProtocol);
-  record.link->Call(
-      std::move(hello), kHelloTimeoutNs, [this, raw = &record](const Result<worker::Reply>& reply) {
-        if (!reply.ok() && reply.error().code() == Code::kUnavailable && !raw->active())
-          return OnAdoptedEnded(*raw);
-        if (!reply.ok() || !reply->has_hello()) return;
-        if (!raw->active()) {
-          auto adopted = AdoptWorker(static_cast<pid_t>(reply->hello().status().pid()));
-          if (adopted.ok()) {
-            raw->process = std::move(adopted).value();
-            WatchProcess(*raw);
-            HoldForGood(raw->config.id());
-            spdlog::info("found '{}' running (process {})", raw->config.name(), raw->process.pid);
-          }
-        }
-        TakeOverDisks(*raw, reply->hello().config());
-        OnStatus(*raw, reply->hello().status());
-      });
+  SayHello(record);
   return {};
 }
 
-/// A worker of an earlier vmmd's that ended before it said who it is.
-void Inventory::OnAdoptedEnded(Record& record) {
-  FindEnded(record);
-  spdlog::info("'{}' is off: {}", record.config.name(), record.status.reason());
-  DropLink(record.config.id());
+/// Until it is answered: a worker that loads its memory, or works on its disks, is silent for long.
+void Inventory::SayHello(Record& record) {
+  worker::Request hello;
+  hello.mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT);
+  record.link->Call(std::move(hello), kHelloTimeoutNs,
+                    [this, alive = alive_, raw = &record](const Result<worker::Reply>& reply) {
+                      if (!*alive) return;
+                      if (reply.ok() && reply->has_hello()) return OnHello(*raw, reply->hello());
+                      if (reply.ok() || reply.error().code() != Code::kDeadlineExceeded) return;
+                      spdlog::warn("'{}': its worker (process {}) does not answer",
+                                   raw->config.name(), raw->process.pid);
+                      SayHello(*raw);
+                    });
+}
+
+void Inventory::OnHello(Record& record, const worker::HelloReply& hello) {
+  // One in a PID namespace of its own is known by the number that it has there.
+  const auto pid = static_cast<pid_t>(hello.status().pid());
+  if (pid != record.process.pid) {
+    auto process = AdoptWorker(pid);
+    if (process.ok()) Watch(record, std::move(process).value());
+  }
+  if (hello.protocol() != worker::PROTOCOL_CURRENT) return OnStranger(record, hello);
+  TakeOverDisks(record, hello.config());
+  OnStatus(record, hello.status());
+}
+
+/// The guest runs on; its worker is not told anything that it could take for something else.
+void Inventory::OnStranger(Record& record, const worker::HelloReply& hello) {
+  record.stranger = fmt::format(
+      "its worker (process {}) is of another version of kvmbus: it speaks protocol {}, and vmmd {}",
+      record.process.pid, hello.protocol(), static_cast<int>(worker::PROTOCOL_CURRENT));
+  spdlog::error("'{}': {}", record.config.name(), record.stranger);
+  record.status.set_reason(record.stranger);
+  record.status.set_pid(static_cast<uint32_t>(record.process.pid));
+  if (record.start_done) {  // it is vmmd that is the old one
+    ::kill(record.process.pid, SIGKILL);
+    FinishStart(record, MakeError(Code::kFailedPrecondition,
+                                  "{}; restart vmmd ('systemctl restart vmmd')", record.stranger));
+  }
   Notify(record.config.id());
 }
 
@@ -371,6 +390,7 @@ void Inventory::DropLink(const std::string& id) {
 }
 
 void Inventory::OnStatus(Record& record, const worker::Status& status) {
+  if (!record.stranger.empty()) return;
   const worker::State before = record.status.state();
   record.status = status;
   Notify(record.config.id());
@@ -396,6 +416,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   loop_.CancelTimer(record.connect_timer);
   record.connect_timer = 0;
   record.process = {};
+  record.stranger.clear();
   TidySavedState(record.config, false);
   record.shared_disks.clear();
   const auto exit_bytes = ReadWholeFile(RunDirOf(id) + "/exit", 1u << 20);
@@ -408,16 +429,17 @@ void Inventory::OnWorkerEnded(Record& record) {
   if (has_record) {
     TakeLastWords(exit, &status);
   } else {
-    status.set_reason(fmt::format("its worker {}",
-                                  how.empty() ? "ended without a word (killed?)" : "was " + how));
+    status.set_reason(
+        fmt::format("its worker {}", how.empty() ? "ended without a word (killed?)" : how));
   }
   spdlog::info("'{}' is off: {}", record.config.name(), status.reason());
   record.status = status;
   DropLink(id);
   for (const char* file : {"worker.sock", "console.sock"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());
-  FinishStart(record, Error(has_record && exit.code() != 0 ? ToCode(exit.code()) : Code::kInternal,
-                            status.reason()));
+  FinishStart(record,
+              Error(has_record && exit.code() != 0 ? CodeFromNumber(exit.code()) : Code::kInternal,
+                    status.reason()));
   for (const Done& waiter : std::exchange(record.off_waiters, {})) waiter({});
   Notify(id);
 }
@@ -432,6 +454,11 @@ void Inventory::Call(const std::string& id, worker::Request request, uint64_t ti
     return done(MakeError(Code::kFailedPrecondition,
                           "'{}' is not running; start it first ('vmctl vm start')",
                           record->config.name()));
+  if (!record->stranger.empty())
+    return done(MakeError(Code::kFailedPrecondition,
+                          "'{}': {}; shut its guest down from within, or turn it off ('vmctl vm "
+                          "turn-off'): the next start takes the new version",
+                          record->config.name(), record->stranger));
   record->link->Call(
       std::move(request), timeout_ns,
       [name = record->config.name(), done = std::move(done)](const Result<worker::Reply>& reply) {
@@ -457,6 +484,12 @@ void Inventory::TurnOff(const std::string& id, Done done) {
     return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
   record->preparing = false;
   if (!record->active()) return done({});  // it is off: that is what was asked for
+  if (record->status.state() == worker::SAVED && !record->config.saved())
+    return done(
+        MakeError(Code::kFailedPrecondition,
+                  "'{}' is saved, and '{}' cannot be written to say so: make room there; it "
+                  "is tried again and again",
+                  record->config.name(), ConfigFileOf(record->config)));
   record->off_waiters.push_back(std::move(done));
   worker::Request request;
   request.mutable_turn_off();
@@ -468,6 +501,28 @@ void Inventory::TurnOff(const std::string& id, Done done) {
          if (const Record* stuck = Find(id); stuck != nullptr && stuck->process.pid == pid)
            ::kill(pid, SIGKILL);
        });
+}
+
+Result<void> Inventory::BeginChange(const std::string& id) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  ++record->changes;
+  return {};
+}
+
+void Inventory::EndChange(const std::string& id) {
+  if (Record* record = Find(id)) --record->changes;
+}
+
+/// No job begins until `done` is called: its plan would lose what is stored by then.
+Inventory::Done Inventory::InFlight(Record& record, Done done) {
+  ++record.changes;
+  return [this, alive = alive_, id = record.config.id(),
+          done = std::move(done)](const Result<void>& result) {
+    if (*alive) EndChange(id);
+    done(result);
+  };
 }
 
 void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done done) {
@@ -487,6 +542,7 @@ void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done
     return {};
   };
   if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
   HoldSharedDisks(id, disk.shared() ? std::vector{disk.path()} : std::vector<std::string>(),
                   [this, id, disk, store, done = std::move(done)](const Result<void>& held) {
                     if (!held.ok()) return done(held);
@@ -528,6 +584,7 @@ void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t 
     return {};
   };
   if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
   worker::Request request;
   request.mutable_detach_disk()->set_controller(controller);
   request.mutable_detach_disk()->set_lun(lun);
@@ -674,6 +731,7 @@ void Inventory::ChangeConfig(const std::string& id, const Change& changed, worke
     return {};
   };
   if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
   Call(id, std::move(request), kDiskTimeoutNs,
        [done = std::move(done), store](const Result<worker::Reply>& reply) {
          done(reply.ok() ? store() : Result<void>(reply.error()));

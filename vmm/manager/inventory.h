@@ -113,6 +113,10 @@ class Inventory {
   /// disks. `what` is said to those who try. kFailedPrecondition: somebody else has it.
   Result<void> Reserve(const std::string& id, const std::string& what);
   void Release(const std::string& id);
+  /// Until EndChange no Reserve succeeds: a disk of it is being changed, by no job. Errors: those
+  /// of Reserve.
+  Result<void> BeginChange(const std::string& id);
+  void EndChange(const std::string& id);
   /// Of a VM that there is, or of a checkpoint of it.
   Result<void> Store(const config::Vm& vm);
   /// All of it, or an error and it has to be made again.
@@ -135,7 +139,10 @@ class Inventory {
   void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
   void Adopt(Record& record);
   void FindEnded(Record& record);
-  void OnAdoptedEnded(Record& record);
+  void OnHello(Record& record, const worker::HelloReply& hello);
+  void OnStranger(Record& record, const worker::HelloReply& hello);
+  void SayHello(Record& record);
+  Done InFlight(Record& record, Done done);
   void DropLink(const std::string& id);
   Record* Find(const std::string& id) const;
   Result<void> HostIsFit() const;
@@ -162,7 +169,7 @@ class Inventory {
                     Done done);
   void OnStatus(Record& record, const worker::Status& status);
   void OnWorkerEnded(Record& record);
-  void WatchProcess(Record& record);
+  void Watch(Record& record, WorkerProcess process);
   void FinishStart(Record& record, const Result<void>& result);
   void Notify(const std::string& id);
   std::string RunDirOf(const std::string& id) const { return options_.run_dir + "/" + id; }

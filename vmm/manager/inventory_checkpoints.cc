@@ -27,6 +27,10 @@ Result<void> Inventory::Reserve(const std::string& id, const std::string& what) 
   if (record->preparing || record->start_done)
     return MakeError(Code::kFailedPrecondition, "'{}' is being started; wait for it",
                      record->config.name());
+  if (record->changes != 0)
+    return MakeError(Code::kFailedPrecondition,
+                     "'{}': a disk of it is being attached, detached or changed; wait for that",
+                     record->config.name());
   record->busy = what;
   return {};
 }

@@ -16,10 +16,12 @@ struct Inventory::Record {
   Loop::TimerId start_timer = 0;
   Loop::TimerId connect_timer = 0;
   uint64_t connect_delay_ns = 0;  ///< until the next try
+  std::string stranger;  ///< why its worker, which runs, takes no orders of ours; "": it does
   std::vector<Done> off_waiters;
   bool preparing = false;  ///< waits for the owners of its shared disks before it starts
   std::map<std::string, DiskOwners::Hold> shared_disks;  ///< of a running one, by path
   CheckpointMap checkpoints;
+  int changes = 0;   ///< of its disks that its worker makes now, and that are stored then
   std::string busy;  ///< what is being done to its files; "": nothing
 
   bool active() const { return process.pid > 0; }

@@ -13,6 +13,8 @@
 namespace kvmbus::vmm {
 namespace {
 
+/// Until somebody has made room for the configuration of a saved machine.
+constexpr uint64_t kCommitRetryNs = 10'000'000'000;
 /// Memory is written at the speed of a disk.
 constexpr uint64_t kSaveTimeoutNs = 24ull * 3600 * 1'000'000'000;
 constexpr uint64_t kResumeTimeoutNs = 60'000'000'000;
@@ -93,6 +95,12 @@ void Inventory::CommitSaved(Record& record) {
     spdlog::error("'{}' is saved, and its configuration is not: {}", saved.name(),
                   stored.error().ToString());
     for (const Done& waiter : std::exchange(record.off_waiters, {})) waiter(stored);
+    loop_.AddTimer(kCommitRetryNs, [this, alive = alive_, id = saved.id()] {
+      Record* waiting = *alive ? Find(id) : nullptr;
+      if (waiting != nullptr && waiting->active() && waiting->status.state() == worker::SAVED &&
+          !waiting->config.saved())
+        CommitSaved(*waiting);
+    });
     return;
   }
   record.config = std::move(saved);

@@ -3,6 +3,7 @@
 #include "vmm/manager/inventory.h"
 
 #include <fstream>
+#include <optional>
 
 #include "vmm/manager/manager_test_host.h"
 
@@ -103,6 +104,79 @@ TEST_F(InventoryTest, CheckpointsAreUpgradedAlong) {
     EXPECT_EQ(checkpoints.begin()->second.version(), "6.2");
     EXPECT_FALSE(checkpoints.begin()->second.saved());
   }
+}
+
+/// It is known by its socket, whatever it says and whenever.
+TEST_F(InventoryTest, AWorkerThatDoesNotAnswerRunsAllTheSame) {
+  inventory_.reset();
+  ASSERT_TRUE(Store()->Save(vm_).ok());
+  StartWorker([](const worker::Request&) -> std::optional<worker::Reply> {
+    ADD_FAILURE() << "nobody has turned the loop";
+    return std::nullopt;
+  });
+  Open();
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::RUNNING);
+  EXPECT_EQ(inventory_->Delete(kId).error().code(), Code::kFailedPrecondition);
+  std::optional<Result<void>> off, started;
+  inventory_->TurnOff(kId, [&off](const Result<void>& result) { off = result; });
+  EXPECT_FALSE(off.has_value()) << "it runs yet";
+  inventory_->Start(kId, [&started](const Result<void>& result) { started = result; });
+  ASSERT_TRUE(started.has_value());
+  EXPECT_EQ(started->error().code(), Code::kAlreadyExists);
+  worker_.reset();
+  Turn([&off] { return off.has_value(); });
+  EXPECT_TRUE(off->ok());
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::OFF);
+}
+
+TEST_F(InventoryTest, AWorkerOfAnotherProtocolIsLeftAloneUntilItIsTurnedOff) {
+  inventory_.reset();
+  ASSERT_TRUE(Store()->Save(vm_).ok());
+  SleepingProcess process;
+  int other_requests = 0;
+  StartWorker([&](const worker::Request& request) {
+    worker::Reply reply;
+    if (!request.has_hello()) ++other_requests;
+    Greet(vm_, worker::RUNNING, process.pid(), &reply);
+    reply.mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT + 1);
+    return reply;
+  });
+  Open();
+  Turn([this] { return !inventory_->Get(kId)->status.reason().empty(); });
+  std::optional<Result<void>> result;
+  inventory_->Shutdown(kId, false, false, [&](const Result<void>& done) { result = done; });
+  ASSERT_TRUE(result.has_value());
+  EXPECT_NE(result->error().ToString().find("another version"), std::string::npos);
+  EXPECT_NE(result->error().ToString().find("vmctl vm turn-off"), std::string::npos);
+  result.reset();
+  inventory_->TurnOff(kId, [&](const Result<void>& done) { result = done; });
+  Turn([&] { return result.has_value(); });
+  EXPECT_TRUE(result->ok());
+  EXPECT_EQ(other_requests, 0);
+}
+
+TEST_F(InventoryTest, NoJobBeginsWhileADiskIsAttached) {
+  inventory_.reset();
+  ASSERT_TRUE(Store()->Save(vm_).ok());
+  SleepingProcess process;
+  StartWorker([&](const worker::Request& request) {
+    worker::Reply reply;
+    if (request.has_hello())
+      Greet(vm_, worker::RUNNING, process.pid(), &reply);
+    else
+      reply.mutable_status();
+    return reply;
+  });
+  Open();
+  Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
+  config::Disk disk;
+  disk.set_path("/a.vhdx");
+  std::optional<Result<void>> attached;
+  inventory_->AttachDisk(kId, disk, [&](const Result<void>& result) { attached = result; });
+  EXPECT_EQ(inventory_->Reserve(kId, "a job").error().code(), Code::kFailedPrecondition);
+  Turn([&] { return attached.has_value(); });
+  EXPECT_TRUE(attached->ok());
+  EXPECT_TRUE(inventory_->Reserve(kId, "a job").ok());
 }
 
 }  // namespace

@@ -20,6 +20,16 @@ bool Older(const config::Job& a, const config::Job& b) {
   return a.started_filetime() < b.started_filetime();
 }
 
+/// What is committed has to be made: without a file that it links it never could be.
+Result<void> CheckSources(const config::FileChange& change) {
+  for (const config::FileLink& link : change.links()) {
+    if (!link.from().empty() && !FileExists(link.from()))
+      return MakeError(Code::kNotFound, "'{}', which belongs to a saved state, is not there",
+                       link.from());
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Jobs>> Jobs::Open(const std::string& folder, const Clock& clock) {
@@ -73,21 +83,30 @@ std::vector<config::Job> Jobs::Unfinished() const {
 }
 
 Result<config::Job> Jobs::Begin(config::Job job) {
+  RetryEnds();
   job.set_id(Guid::Random().ToString());
   job.set_state(config::JOB_RUNNING);
   job.set_started_filetime(FiletimeOfRealtime(clock_.RealtimeNs()));
-  TRY_VOID(Store(job));
+  const auto stored = Store(job);
+  if (!stored.ok()) {
+    (void)RemoveFile(PathOf(job.id()));  // it may be there, and not durable
+    return stored.error();
+  }
   Forget();
   return job;
 }
 
 Result<void> Jobs::Store(const config::Job& job) {
-  config::Job& kept = jobs_[job.id()];
-  const uint64_t pause_ns = kept.pause_ns(), bytes_written = kept.bytes_written();
-  kept = job;
-  kept.set_pause_ns(pause_ns);
-  kept.set_bytes_written(bytes_written);
-  return ReplaceFile(PathOf(job.id()), kept.SerializeAsString(), 0640);
+  config::Job next = job;
+  if (const auto known = jobs_.find(job.id()); known != jobs_.end()) {
+    next.set_pause_ns(known->second.pause_ns());
+    next.set_bytes_written(known->second.bytes_written());
+    if (job.committed() && !known->second.committed()) TRY_VOID(CheckSources(job.change()));
+  }
+  TRY_VOID(ReplaceFile(PathOf(job.id()), next.SerializeAsString(), 0640));
+  // Not before: one that could not be begun is nobody's to end.
+  jobs_[job.id()] = std::move(next);
+  return {};
 }
 
 void Jobs::SetCost(const std::string& id, uint64_t pause_ns, uint64_t bytes_written) {
@@ -104,10 +123,10 @@ void Jobs::SetProgress(const std::string& id, uint64_t done, uint64_t total) {
   at->second.set_total(total);
 }
 
-void Jobs::End(const std::string& id, const Result<void>& result) {
+bool Jobs::End(const std::string& id, const Result<void>& result) {
   cancels_.erase(id);
   const auto at = jobs_.find(id);
-  if (at == jobs_.end()) return;
+  if (at == jobs_.end()) return true;
   config::Job& job = at->second;
   job.set_ended_filetime(FiletimeOfRealtime(clock_.RealtimeNs()));
   job.clear_change();  // what it knew of files is of no use any more
@@ -121,15 +140,38 @@ void Jobs::End(const std::string& id, const Result<void>& result) {
     job.set_error(result.error().ToString());
     spdlog::error("job {} ({}): {}", id, config::JobKind_Name(job.kind()), job.error());
   }
+  unsettled_.insert(id);
+  const auto settled = SettleEnd(job);
+  if (!settled.ok())
+    spdlog::critical(
+        "job {} has ended, which cannot be stored: {}; a vmmd that starts would do it "
+        "again, so make room, or see to its folder",
+        id, settled.error().ToString());
+  return settled.ok();
+}
+
+/// A job that has ended and runs on the disk is made again by a vmmd that starts, however long ago
+/// it was. Rather than that it is forgotten, which takes no room.
+Result<void> Jobs::SettleEnd(const config::Job& job) {
   const auto stored = Store(config::Job(job));
-  if (!stored.ok()) spdlog::error("{}", stored.error().ToString());
+  if (!stored.ok()) {
+    TRY_VOID(RemoveFile(PathOf(job.id())));
+    spdlog::error("job {} is in the list until vmmd ends: {}", job.id(), stored.error().ToString());
+  }
+  unsettled_.erase(job.id());
+  return {};
+}
+
+void Jobs::RetryEnds() {
+  const std::set<std::string> ids = unsettled_;
+  for (const std::string& id : ids) (void)SettleEnd(jobs_.at(id));
 }
 
 /// The oldest of those that have ended.
 void Jobs::Forget() {
   for (const config::Job& job : List()) {
     if (jobs_.size() <= kKept) return;
-    if (job.state() == config::JOB_RUNNING) continue;
+    if (job.state() == config::JOB_RUNNING || unsettled_.contains(job.id())) continue;
     ::unlink(PathOf(job.id()).c_str());
     jobs_.erase(job.id());
   }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,12 +34,15 @@ class Jobs {
 
   /// Gives it an id and keeps it.
   Result<config::Job> Begin(config::Job job);
-  /// Keeps what has changed of it.
+  /// Keeps what has changed of it. kNotFound: it is to be committed, and a file that it links is
+  /// missing.
   Result<void> Store(const config::Job& job);
   void SetProgress(const std::string& id, uint64_t done, uint64_t total);
   /// What making a checkpoint cost.
   void SetCost(const std::string& id, uint64_t pause_ns, uint64_t bytes_written);
-  void End(const std::string& id, const Result<void>& result);
+  /// False: on the disk it still runs, so that a vmmd that starts makes it again; its machine must
+  /// stay reserved, so that this does no harm. It is tried again whenever a job begins.
+  bool End(const std::string& id, const Result<void>& result);
 
   /// What Cancel calls while the job runs and can be cancelled; null: it cannot, from now on.
   void SetCancel(const std::string& id, std::function<void()> cancel);
@@ -49,12 +53,15 @@ class Jobs {
   Jobs(std::string folder, const Clock& clock) : folder_(std::move(folder)), clock_(clock) {}
   void Load();
   void Forget();
+  Result<void> SettleEnd(const config::Job& job);
+  void RetryEnds();
   std::string PathOf(const std::string& id) const { return folder_ + "/" + id + ".job"; }
 
   const std::string folder_;
   const Clock& clock_;
   std::map<std::string, config::Job> jobs_;
   std::map<std::string, std::function<void()>> cancels_;
+  std::set<std::string> unsettled_;  ///< have ended, and run yet on the disk
 };
 
 }  // namespace kvmbus::vmm

@@ -20,7 +20,8 @@ class StateJobs {
   ~StateJobs();
 
   /// Asked for again with the same request id, it is the same job. A save can be cancelled until
-  /// the machine is stopped; a vmmd that starts waits for what the worker makes of it.
+  /// the machine is stopped, also while it waits for a merge; a vmmd that starts waits for what the
+  /// worker makes of it.
   Result<config::Job> Save(const std::string& vm, bool compress, const std::string& request_id);
   /// It is over when this returns; see Inventory::Upgrade.
   Result<config::Job> Upgrade(const std::string& vm, bool discard_saved_states,

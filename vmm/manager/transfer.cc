@@ -126,18 +126,6 @@ Result<void> MakeCopy(const FileCopy& copy, DiskFiles& files, const DiskFiles::P
   return copy.parent.empty() ? Result<void>() : files.Reparent(copy.to, copy.parent);
 }
 
-/// The file and those that were to become it, if it is there.
-std::vector<std::string> NamesOf(const std::string& file) {
-  std::vector<std::string> names;
-  const std::string name = fs::path(file).filename().string();
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(FolderOf(file), error)) {
-    const std::string there = entry.path().filename().string();
-    if (there == name || there.starts_with(name + ".new.")) names.push_back(entry.path().string());
-  }
-  return names;
-}
-
 }  // namespace
 
 std::vector<std::string> Transfer::NewFiles() const {
@@ -205,7 +193,8 @@ Result<void> MakeTransfer(const Transfer& transfer, DiskFiles& files,
 Result<void> RemoveTransfer(const google::protobuf::RepeatedPtrField<std::string>& files,
                             const google::protobuf::RepeatedPtrField<std::string>& folders) {
   for (const std::string& file : files) {
-    for (const std::string& name : NamesOf(file)) TRY_VOID(RemoveFile(name));
+    for (const std::string& unfinished : UnfinishedOf(file)) TRY_VOID(RemoveFile(unfinished));
+    TRY_VOID(RemoveFile(file));
   }
   for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) {
     if (::rmdir(folder->c_str()) < 0 && errno != ENOENT && errno != ENOTEMPTY)

@@ -118,6 +118,7 @@ Result<config::Job> Transfers::ExportRunning(config::Job job, const ExportOption
   wanted.kind = KindOf(options.capture);
   wanted.id = UpperCase(Guid::Random().ToString());
   wanted.name = "Export of it";
+  wanted.temporary = true;
   job.set_checkpoint(wanted.id);
   job.set_own_checkpoint(true);
   return checkpoints_.BeginWithCreate(

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <string>
 
 #include "config/vm.pb.h"
@@ -15,13 +16,20 @@ namespace kvmbus::vmm {
 struct WorkerCommand {
   std::string program;
   std::string run_dir;   ///< exists
-  std::string log_path;  ///< appended to
+  std::string log_path;  ///< appended to; one that has grown large becomes log_path.1 first
 };
 
 struct WorkerProcess {
   pid_t pid = -1;
   Fd pidfd;  ///< readable when it has ended
 };
+
+/// Opens a stream to the journal whose entries carry this identifier.
+using JournalOpener = std::function<Result<Fd>(const std::string& identifier)>;
+
+/// From now on SpawnWorker's processes log there, as "vmm-NAME", and to their files only where it
+/// fails. Owners of shared disks keep their files, which errors name.
+void LogWorkersToJournal(JournalOpener open);
 
 /// Starts it in a session of its own, so that it outlives vmmd.
 Result<WorkerProcess> SpawnWorker(const WorkerCommand& command, const config::Vm& vm);
@@ -32,8 +40,8 @@ Result<WorkerProcess> SpawnDiskOwner(const WorkerCommand& command, const std::st
 /// A worker that somebody else started.
 Result<WorkerProcess> AdoptWorker(pid_t pid);
 
-/// Reaps a child that has ended: "killed by signal 9 (Killed)", "exited with status 1"; "" for one
-/// that is no child of ours.
+/// Reaps a child that has ended: "was killed by signal 9 (Killed)", "exited with status 1"; "" for
+/// one that is no child of ours.
 std::string ReapWorker(pid_t pid);
 
 }  // namespace kvmbus::vmm

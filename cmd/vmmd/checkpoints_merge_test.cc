@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// What becomes of image files that no checkpoint needs any more, where something else has to do
+// with them: a checkpoint made meanwhile, another machine, a symbolic link, a disk that is gone.
+#include <gmock/gmock.h>
+
+#include "cmd/vmmd/checkpoints_test_host.h"
+#include "tests/fakes/killed_process.h"
+#include "vmm/manager/disk_operations.h"
+
+namespace kvmbus::cmd {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class CheckpointsMergeTest : public testing::Test {
+ protected:
+  CheckpointsMergeTest() : folder_(tests::NewFastFolder("checkpoints-merge-test")) {
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  ~CheckpointsMergeTest() override {
+    host_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Restart() {
+    host_.reset();
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  config::Vm Named(const std::string& name) const {
+    const vmm::CheckpointMap all = host_->All();
+    return all.at(vmm::FindCheckpoint(all, name).value());
+  }
+  /// Of the machine's disk, which is begun, and was noted by a vmmd that has ended.
+  void NoteMerge(const std::string& into) {
+    config::Vm vm = host_->Vm();
+    vm.mutable_merging()->set_file(TestHost::DiskOf(vm));
+    vm.mutable_merging()->set_into(into);
+    vm.add_unneeded_disks(into);
+    ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  }
+
+  const std::string folder_;
+  std::unique_ptr<TestHost> host_;
+};
+
+TEST_F(CheckpointsMergeTest, ACheckpointMadeDuringAMergeStandsOnWhatIsLeft) {
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  // What "delete" and the begin of its merge leave.
+  NoteMerge(base);
+  ASSERT_TRUE(host_->inventory
+                  ->Make([&] {
+                    config::FileChange change;
+                    *change.add_remove() = Named("one");
+                    return change;
+                  }())
+                  .ok());
+  ASSERT_TRUE(host_->Create("two").ok());
+  EXPECT_FALSE(Named("two").has_merging());
+  ASSERT_TRUE(host_->Settle());
+  host_->Write(2, 'c');
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abc.");
+  EXPECT_EQ(TestHost::ContentOf(Named("two")), "ab..");
+  EXPECT_EQ(host_->Images().size(), 2u);
+  ASSERT_TRUE(host_->Apply("two").ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+}
+
+TEST_F(CheckpointsMergeTest, ADeleteWaitsForTheEndOfAMergeBeforeItIsPlanned) {
+  host_->MakeVm("");
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(0, 'a');
+  NoteMerge(base);
+  ASSERT_TRUE(virtdev::MergeDisk(TestHost::DiskOf(host_->Vm()), nullptr).ok());
+  Restart();  // its first turn is the end of the merge
+  ASSERT_TRUE(host_->Delete("one", false).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "a...");
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), base);
+}
+
+TEST_F(CheckpointsMergeTest, AFolderThatIsReachedByASymbolicLinkIsTheFolder) {
+  const std::string link = folder_ + "-link";
+  std::filesystem::create_directory_symlink(folder_, link);
+  host_.reset();
+  host_ = std::make_unique<TestHost>(link);
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  ASSERT_TRUE(host_->Create("two").ok());
+  host_->Write(2, 'c');
+  ASSERT_TRUE(host_->Delete("two", false).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abc.");
+  EXPECT_EQ(host_->Images().size(), 2u) << "what two stood on is merged";
+  ASSERT_TRUE(host_->Delete("one", false).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abc.");
+  EXPECT_EQ(host_->Images().size(), 1u);
+  std::filesystem::remove(link);
+}
+
+TEST_F(CheckpointsMergeTest, WhatADiskOfAnotherMachineStandsOnStays) {
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  ASSERT_TRUE(vmm::MakeFolders(folder_ + "/clones").ok());
+  virtdev::CreateDiskOptions options;
+  options.parent = base;
+  config::Vm clone = host_->Vm();
+  clone.clear_id();
+  clone.clear_parent_checkpoint();
+  clone.set_name("u");
+  clone.mutable_disks(0)->set_path(folder_ + "/clones/u.vhdx");
+  ASSERT_TRUE(virtdev::CreateDisk(TestHost::DiskOf(clone), options).ok());
+  const std::string id = host_->Id();
+  ASSERT_TRUE(host_->inventory->Create(clone).ok());
+  const auto deleted = host_->checkpoints->Delete(
+      id, vmm::FindCheckpoint(host_->inventory->Checkpoints(id), "one").value(), false, "",
+      nullptr);
+  ASSERT_TRUE(host_->Finish(deleted).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Named("u")), "a...");
+  EXPECT_EQ(TestHost::ContentOf(host_->Named("t")), "ab..");
+  EXPECT_EQ(host_->Named("t").unneeded_disks_size(), 1) << "until the clone is gone";
+}
+
+TEST_F(CheckpointsMergeTest, ADiskThatIsGoneHoldsNothingUp) {
+  host_->MakeVm("");
+  ASSERT_TRUE(host_->Create("one").ok());
+  ASSERT_TRUE(host_->Create("two").ok());
+  config::Vm one = Named("one");
+  config::Disk* gone = one.add_disks();
+  gone->set_path(folder_ + "/gone.vhdx");
+  gone->set_lun(1);
+  ASSERT_TRUE(host_->inventory->Store(one).ok());
+  ASSERT_TRUE(host_->Delete("two", false).ok());
+  EXPECT_EQ(host_->Images().size(), 2u);
+}
+
+TEST_F(CheckpointsMergeTest, AReadOnlyDiskFollowsItsFileToo) {
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  config::Vm vm = host_->Vm();
+  vm.mutable_disks(0)->set_read_only(true);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  ASSERT_TRUE(host_->Delete("one", false).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+}
+
+TEST_F(CheckpointsMergeTest, NobodyMergesOrResizesByHandWhatACheckpointStandsOn) {
+  host_->MakeVm("");
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  vmm::DiskOperations operations(*host_->inventory, vmm::DiskOperations::For::kUser);
+  EXPECT_TRUE(operations.CheckIsNoCheckpoints(base).ok());
+  EXPECT_THAT(operations.CheckOfflineMerge(base).error().ToString(), HasSubstr("detach it"));
+  ASSERT_TRUE(host_->Create("one").ok());
+  const std::string leaf = TestHost::DiskOf(host_->Vm());
+  EXPECT_THAT(operations.CheckIsNoCheckpoints(base).error().ToString(),
+              HasSubstr("vmctl checkpoint delete"));
+  EXPECT_TRUE(operations.CheckIsNoCheckpoints(leaf).ok()) << "it may grow";
+  EXPECT_THAT(operations.CheckHasNoCheckpoints(leaf).error().ToString(),
+              HasSubstr("vmctl checkpoint delete"));
+  EXPECT_TRUE(operations.CheckOfflineMerge(folder_ + "/somebody's.vhdx").ok());
+}
+
+TEST_F(CheckpointsMergeTest, AMachineStartsWithoutTheAutomaticCheckpointThatCannotBe) {
+  host_->MakeVm("");
+  config::Vm vm = host_->Vm();
+  vm.set_automatic_checkpoints(true);
+  vm.set_checkpoint_policy(config::DISABLED);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  std::optional<vmm::Result<void>> started;
+  host_->checkpoints->Start(host_->Id(), [&](const auto& result) { started = result; });
+  for (int i = 0; i < 500 && !started; ++i) host_->loop->RunOnce(10);
+  ASSERT_TRUE(started.has_value());
+  // This host's worker is no worker: it is the start that fails.
+  EXPECT_THAT(started->error().ToString(), Not(HasSubstr("disabled")));
+  EXPECT_THAT(started->error().ToString(), HasSubstr("its worker"));
+}
+
+}  // namespace
+}  // namespace kvmbus::cmd
