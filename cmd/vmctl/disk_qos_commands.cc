@@ -46,7 +46,7 @@ std::vector<std::pair<const char*, const worker::Histogram*>> KindsOf(
           {"held", &disk.held()}};
 }
 
-/// "850 us", "12.5 ms", "3.20 s".
+/// "850 us", "12.5 ms", "3200.0 ms", "12.5 s".
 std::string HumanLatency(uint64_t ns) {
   const auto value = static_cast<double>(ns);
   if (ns < 10'000'000) return fmt::format("{:.0f} us", value / 1e3);

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// vmctl host ...
 #include <cstdio>
 
 #include "cmd/vmctl/client.h"

@@ -18,10 +18,11 @@ int Main(int argc, char** argv) {
   app.footer(
       "Exit status: 0 done; 1 failed (disk check: damaged); 2 bad usage (disk check: cannot "
       "judge); 3 vmmd does not answer;\n"
-      "13 invalid argument; 14 timed out; 15 not found; 16 exists or runs already; 17 permission; "
-      "18 out of a resource;\n"
-      "19 precondition (state, no SLAT); 21 beyond a limit; 22 not supported (no /dev/kvm); 23 "
-      "internal; 24 in use; 25 damaged data");
+      "11 cancelled; 12 unknown; 13 invalid argument; 14 timed out; 15 not found; 16 exists or "
+      "runs already; 17 permission;\n"
+      "18 out of a resource; 19 precondition (state, no SLAT); 20 broken off; 21 beyond a limit;\n"
+      "22 not supported (no /dev/kvm); 23 internal; 24 in use; 25 damaged data");
+  app.set_version_flag("--version", "vmctl (kvmbus) " KVMBUS_VERSION, "Print the version");
   Context context;
   std::string format = "table";
   app.add_option("--socket", context.socket, "vmmd's socket (default /run/kvmbus/vmmd.sock)");

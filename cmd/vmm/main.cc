@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <boost/program_options.hpp>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 
@@ -35,6 +36,7 @@ struct CommandLine {
   bool unsupported_without_slat = false;
   bool verbose = false;
   bool help = false;
+  bool version = false;
 };
 
 po::options_description Describe(CommandLine* line) {
@@ -43,6 +45,7 @@ po::options_description Describe(CommandLine* line) {
       "virtual machine, or serves one disk to several");
   auto add = options.add_options();
   add("help,h", po::bool_switch(&line->help), "print this");
+  add("version", po::bool_switch(&line->version), "print the version");
   add("run-dir", po::value(&line->run_dir), "folder for the sockets, the lock and the exit record");
   add("config-fd", po::value(&line->config_fd),
       "open file with the configuration (kvmbus.config.Vm, serialized)");
@@ -97,6 +100,10 @@ int Main(int argc, char** argv) {
     std::cout << options;
     return 0;
   }
+  if (line.version) {
+    std::cout << "vmm (kvmbus) " KVMBUS_VERSION "\n";
+    return 0;
+  }
   const bool has_config = line.config_fd >= 0 || !line.config_file.empty();
   if (line.run_dir.empty() || has_config != line.shared_disk.empty()) {
     std::fprintf(stderr,
@@ -105,6 +112,7 @@ int Main(int argc, char** argv) {
     return kExitUsage;
   }
   if (line.log_fd >= 0) ::dup2(line.log_fd, STDERR_FILENO);
+  std::signal(SIGPIPE, SIG_IGN);  // a journal that goes away takes no virtual machine along
   ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   if (!line.shared_disk.empty()) return OwnDisk(line);
   auto config = ReadConfig(line);
