@@ -31,6 +31,7 @@ import test_saved  # noqa: F401
 import test_service  # noqa: F401
 import test_shared  # noqa: F401
 import test_transfers  # noqa: F401
+import test_version  # noqa: F401
 import test_vss  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))

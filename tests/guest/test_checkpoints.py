@@ -128,8 +128,24 @@ class Checkpoints(TreeGroup):
         self.vm.start()
         self.create("same")
         expect_equal(generation(), first, "generation id")
+        before = self.forks()
         self.apply("same")
         expect(generation() != first, "the generation id is the same after an apply")
+        expect_equal(self.forks(), before + 1, "times that the guest was told")
+        self.vm.run("dmesg -c > /dev/null")
+        self.service.vmctl("vm", "save", "tree")
+        self.vm.start()
+        expect_equal(self.forks(), 0, "times that the guest was told, after a save")
+
+    def forks(self):
+        """How often Linux has taken a new generation id for a fork of its machine."""
+        return int(self.vm.run("dmesg | grep -c 'virtual machine fork' || true"))
+
+    def test_nobody_merges_or_resizes_what_a_checkpoint_stands_on(self):
+        for words in (("merge", self.vm.show()["disks"][0]["path"]), ("merge", self.disk),
+                      ("resize", self.disk, "--size", "128M")):
+            _, line = self.service.refused("disk", *words)
+            expect("vmctl checkpoint delete" in line, f"no remedy in: {line}")
 
     def test_the_images_are_sound(self):
         self.service.vmctl("vm", "save", "tree")

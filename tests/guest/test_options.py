@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a machine is created with, and with what it is not, as its guest sees it."""
 
+import json
+import shutil
+import subprocess
+
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
+from test_checkpoints import checkpoints, no_merge_is_owed
 
 SCSI = "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"
 SERVICES = {"shutdown": "0e0b6031-5213-4934-818b-38d90ced39db", "heartbeat": "57164f39-9115-4e78-ab55-382f3bd5422d",
@@ -36,6 +41,16 @@ class Options(Group):
         for name, service in SERVICES.items():
             expect(service not in classes, f"it has the {name} service")
 
+    def test_its_smbios_tables_say_who_it_is(self):
+        shown = self.vm.show()
+        expected = {"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine",
+                    "bios_vendor": "American Megatrends Inc.", "product_uuid": shown["bios_guid"].lower(),
+                    "product_serial": shown["bios_serial_number"], "chassis_asset_tag": shown["chassis_asset_tag"]}
+        for name, value in expected.items():
+            expect_equal(self.vm.run(f"cat /sys/class/dmi/id/{name}"), value, name)
+        expect(len(set(expected["product_serial"])) > 3, f"{expected['product_serial']} is no serial number")
+        expect_equal(shown["bios_guid"], shown["id"], "BIOS GUID")
+
     def test_a_disk_of_4_kib_sectors_is_one(self):
         disk = self.disk(2)
         expect_equal(self.vm.run(f"cat /sys/block/{disk}/queue/logical_block_size"), "4096", "logical sector")
@@ -54,3 +69,52 @@ class Options(Group):
     def test_a_service_that_is_not_there_is_not_waited_for(self):
         _, line = self.service.refused("vm", "stop", "options", "--timeout", "60")
         expect("vmctl vm turn-off" in line, f"no remedy in: {line}")
+
+    def write(self, disk, word):
+        """A word of five letters, over and over, in three blocks of a VHD."""
+        self.vm.run(f"yes {word} | head -c 6291456 >/dev/{disk}; sync")
+
+    def found(self, disk):
+        return self.vm.run(f"sync; echo 3 >/proc/sys/vm/drop_caches; head -c 6291456 /dev/{disk} | uniq").split()
+
+    def disk_path(self, name):
+        return next(disk["path"] for disk in self.vm.show()["disks"] if name in disk["path"])
+
+    def disk_info(self, path):
+        return json.loads(self.service.vmctl("--format", "json", "disk", "info", path))
+
+    def test_a_vhd_has_checkpoints(self):
+        path, raw = f"{self.context.scratch}/vhd-old.vhd", f"{self.context.scratch}/vhd-old.raw"
+        self.service.vmctl("disk", "create", path, "--size", "64M")
+        self.service.vmctl("disk", "attach", "options", path, "--controller", "1", "--location", "4")
+        self.service.vmctl("checkpoint", "policy", "options", "standard")
+        disk = self.disk(4)
+        self.write(disk, "first")
+        self.service.vmctl("checkpoint", "create", "options", "--name", "running")
+        leaf = self.disk_path("vhd-old")
+        expect(leaf.endswith(".avhd"), f"the machine's disk is {leaf}")
+        expect_equal(self.found(disk), ["first"], "the disk through its child")
+        self.write(disk, "other")
+        expect_equal(self.found(disk), ["other"], "the disk")
+        self.service.vmctl("checkpoint", "apply", "options", "running")
+        self.vm.start()
+        expect_equal(self.found(disk), ["first"], "the disk after the checkpoint was applied")
+        expect(self.disk_path("vhd-old") not in (leaf, path), "it has no new child")
+        self.write(disk, "third")
+        self.service.vmctl("checkpoint", "delete", "options", "running")
+        eventually(lambda: self.disk_path("vhd-old") == path and no_merge_is_owed(self.service), "it is merged")
+        expect_equal(self.found(disk), ["third"], "the disk after the merge")
+        expect_equal(checkpoints(self.service, "options"), [], "checkpoints")
+        self.service.vmctl("vm", "turn-off", "options")
+        self.vm.wait("off", 60)
+        expect_equal((self.disk_info(path)["type"], self.disk_info(path)["chain"]), ("dynamic", []), "the image")
+        self.service.vmctl("checkpoint", "create", "options", "--name", "off")
+        leaf = self.disk_path("vhd-old")
+        expect_equal((self.disk_info(leaf)["format"], self.disk_info(leaf)["chain"]), ("vhd", [path]), "the child")
+        self.service.vmctl("disk", "check", leaf)
+        self.service.vmctl("checkpoint", "delete", "options", "off")
+        eventually(lambda: self.disk_path("vhd-old") == path and no_merge_is_owed(self.service), "it is merged")
+        self.service.vmctl("disk", "check", path)
+        self.service.vmctl("disk", "convert", path, raw)
+        if shutil.which("qemu-img"):
+            subprocess.run(["qemu-img", "compare", "-q", "-f", "vpc", "-F", "raw", path, raw], check=True)

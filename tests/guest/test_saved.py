@@ -2,6 +2,7 @@
 """A guest that is saved to files and goes on from them."""
 
 import os
+import shutil
 
 from fio_load import FioLoad
 from service import Vm
@@ -143,3 +144,16 @@ class SavedFiles(SavedGroup):
         # What every machine that is off has in its place is small.
         expect(os.path.getsize(path) < 1 << 20, "the saved state is still there")
         self.vm.boot("initramfs")
+
+    def test_a_disc_that_is_gone_holds_nothing_up(self):
+        disc = f"{self.context.scratch}/gone.iso"
+        shutil.copy(f"{self.image}/tools.iso", disc)
+        self.service.vmctl("dvd", "insert", "saved", disc)
+        self.vm.run("echo kept > /run/kept && modprobe -q sr_mod; head -c 2048 /dev/sr0 > /dev/null")
+        self.service.vmctl("vm", "save", "saved")
+        os.unlink(disc)
+        self.vm.start()
+        expect_equal(self.vm.run("cat /run/kept"), "kept", "what the memory holds")
+        expect_equal(self.vm.run("head -c 2048 /dev/sr0 > /dev/null 2>&1 || echo empty"), "empty", "the drive")
+        self.service.vmctl("dvd", "insert", "saved", f"{self.image}/tools.iso")
+        self.vm.run("tools")

@@ -72,8 +72,9 @@ class Transfers(TransferGroup):
         shutil.rmtree(f"{self.out}/tree")
         shown, origin = copy.show(), self.vm.show()
         expect_equal(shown["state"], "Saved", "state of the copy")
-        for key in ("id", "generation_id"):
+        for key in ("id", "generation_id", "bios_guid"):
             expect(shown[key] != origin[key], f"the copy has the same {key}")
+        expect_equal(shown["bios_serial_number"], origin["bios_serial_number"], "serial number of the copy")
         copy.start()
         Mark(copy).check("exported", count)
         self.mark.check("exported", eventually(self.mark.counts, "the counter")[0])
@@ -81,7 +82,9 @@ class Transfers(TransferGroup):
 
     def test_the_disks_alone_are_those_of_a_crash(self):
         self.mark.write("crash")
+        self.service.vmctl("checkpoint", "policy", "tree", "disabled")  # an export is none
         self.export("--capture", "crash-consistent")
+        self.service.vmctl("checkpoint", "policy", "tree", "standard")
         copy = self.import_copy("crash")
         expect_equal(copy.show()["state"], "Off", "state")
         jobs = json.loads(self.service.vmctl("--format", "json", "job", "list"))
