@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# kvmbus_proto(proto_config SOURCES config/vm.proto DEPS ...) makes a library of C++ from proto/; headers are
-# included as "config/vm.pb.h". With GRPC, the service stubs too. LITE_RUNTIME files need the lite library only.
+# kvmbus_proto(proto_config LITE SOURCES config/vm.proto DEPS ...) makes a library of C++ from proto/; headers are
+# included as "config/vm.pb.h". With GRPC, the service stubs too. Schemas have optimize_for = LITE_RUNTIME, as LITE
+# says, and link the lite library alone.
 set(KVMBUS_PROTO_GEN ${CMAKE_BINARY_DIR}/proto_gen)
 file(MAKE_DIRECTORY ${KVMBUS_PROTO_GEN})
 function(kvmbus_proto name)
@@ -24,11 +25,7 @@ function(kvmbus_proto name)
   target_include_directories(${name} SYSTEM PUBLIC ${KVMBUS_PROTO_GEN})
   target_compile_options(${name} PRIVATE -w)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
-  if(ARG_LITE)
-    target_link_libraries(${name} PUBLIC kvmbus_protobuf_lite)
-  else()
-    target_link_libraries(${name} PUBLIC protobuf::libprotobuf)
-  endif()
+  target_link_libraries(${name} PUBLIC kvmbus_protobuf_lite)
   if(ARG_GRPC)
     target_link_libraries(${name} PUBLIC kvmbus_grpc)
   endif()

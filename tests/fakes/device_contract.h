@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The contract that every device with registers keeps (vmm/device/device.h), as a typed test
-/// suite. A fixture makes the device anew: `Make()`, `unit()`, `io()`, `kIoBytes`.
+/// The contract that devices keep (vmm/device/device.h), as a typed test suite. A fixture makes the
+/// device anew: `Make()`, `unit()`, `io()`, `kIoBytes`.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -4,10 +4,10 @@
 
   lint.py [--root DIR] [CHECK ...]      default: every check but clang-format
 
-layers    #include runs one way: cmd -> {kvm, virtdev, firmware, migration} -> vmm -> proto; the four in the middle
-          include none of each other; vmm/result and vmm/os are the ground. Their unit tests and tests/ may reach for
-          fakes. What CMake links runs the same way.
-kvm       nobody but kvm/uapi includes linux/kvm.h or issues KVM's ioctls
+layers    #include runs one way: cmd -> {kvm, virtdev, firmware} -> vmm -> proto; the three in the middle include none
+          of each other (a folder 'migration' would be a fourth); vmm/result, vmm/os and vmm/guid are the ground,
+          vmm/manager is the roof. Unit tests may reach for fakes.
+kvm       linux/kvm.h is included in kvm/ alone, and KVM's ioctls are issued in kvm/uapi alone
 license   every source file starts with its SPDX line
 pointers  guest RAM as a raw pointer (HostPointer) only in *_unsafe.{h,cc}, each use with a SAFETY comment
 paths     no path of somebody's machine

@@ -41,7 +41,7 @@ class GpadlTable {
   /// kInvalid and kLimit there is no such GPADL, unless there was before.
   Outcome Begin(const Key& key, uint16_t range_bytes, uint16_t range_count,
                 std::span<const uint8_t> bytes);
-  /// Whose ranges are still coming in under this id; continuations name no channel.
+  /// The GPADL of this id whose ranges are still coming in: continuations name no channel.
   std::optional<Key> InProgress(uint32_t gpadl_id) const;
   /// A continuation of one in progress. kInvalid drops it.
   Outcome Append(const Key& key, std::span<const uint8_t> bytes);

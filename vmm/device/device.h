@@ -3,7 +3,7 @@
 /// The device contract. A device has four groups of fields: configuration, collaborators,
 /// book-keeping, state. State is a plain struct: Reset assigns a fresh one and recomputes outputs,
 /// Restore validates, assigns and runs the same recompute. tests/fakes/device_contract.h checks
-/// every device against this.
+/// this for the UART, the RTC, ACPI power and the backup service.
 #pragma once
 
 #include <cstdint>

@@ -70,7 +70,7 @@ class PageMapping {
 class GuestMemory {
  public:
   struct Options {
-    /// Of 2 MiB, set aside when it is created; fails if the host has too few.
+    /// Backs the RAM with pages of 2 MiB, reserved by Create, which fails if the host has too few.
     bool huge_pages = false;
   };
   struct Region {
@@ -95,7 +95,7 @@ class GuestMemory {
   std::span<const Region> regions() const { return regions_; }
   uint64_t ram_bytes() const { return ram_bytes_; }
   uint64_t ram_pages() const { return ram_bytes_ / kPageSize; }
-  /// Of the host's pages that it is made of. Less than one is never mapped, protected, or missing.
+  /// The size of the host's pages behind the RAM: no smaller part is mapped, protected or missing.
   uint64_t host_page_bytes() const { return host_page_bytes_; }
   /// The host address of the whole memory file, mapped in a row: the regions' hva lie in it.
   uint8_t* base() const { return base_; }
@@ -142,12 +142,12 @@ class GuestMemory {
 
   /// Maps guest pages in a row (see PageMapping). Refuses a page that is not RAM.
   Result<PageMapping> MapPages(std::span<const uint64_t> pfns);
-  /// What that does where pages of 4 KiB cannot be mapped by themselves: huge pages' parts.
+  /// What MapPages does if the RAM has huge pages, of which no 4 KiB can be mapped by themselves.
   Result<PageMapping> FindPages(std::span<const uint64_t> pfns);
   /// Adds the pages that PageMappings have mapped: accesses there are not accesses at base().
   void AddMappedPages(PageSet* pages) const;
-  /// Called with the host address of every page that is about to be mapped elsewhere, so that it is
-  /// what it ought to be. Null: none is needed.
+  /// Sets a function that is called with the host address of every page that is about to be mapped
+  /// elsewhere, and fills in its content if that is still missing. Null: none.
   void SetBeforeMapping(std::function<void(uint64_t address)> before);
 
   /// Notes that the host wrote there. Cheap when tracking is off.

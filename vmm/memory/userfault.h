@@ -21,8 +21,8 @@ class Userfault {
     Kind kind;
   };
 
-  /// For memory of memfds with pages of that size, which ranges are multiples of. kUnimplemented or
-  /// kPermissionDenied: the kernel does not let us, with the remedy.
+  /// For memory of memfds whose pages have `page_bytes`; all ranges must be multiples of it.
+  /// kUnimplemented or kPermissionDenied: the kernel does not let us, with the remedy.
   static Result<Userfault> Create(uint64_t page_bytes);
 
   Result<void> Register(uint64_t address, uint64_t size, Kind kind) const;
@@ -38,7 +38,7 @@ class Userfault {
   Result<void> FillZero(uint64_t address, uint64_t size) const;
   Result<void> Wake(uint64_t address, uint64_t size) const;
 
-  /// Waits for a fault; none once `stop` (an eventfd) is signalled.
+  /// Waits for a fault; nullopt once `stop` (an eventfd) is signalled.
   std::optional<Fault> Wait(int stop) const;
 
  private:

@@ -151,6 +151,11 @@ TEST_F(IcTest, GarbageFromTheGuestOrASaveIsCountedNotFatal) {
     Turn();
   }
   (void)channel_->Take();
+  uint64_t malformed = 0;
+  device.VisitCounters([&](std::string_view name, const vmm::Counter& counter) {
+    if (name == "ic_malformed") malformed = counter.value();
+  });
+  EXPECT_GT(malformed, 100u);
   device.Stop();
   const std::string saved = *device.Save();
   device.Close(0);
@@ -160,7 +165,10 @@ TEST_F(IcTest, GarbageFromTheGuestOrASaveIsCountedNotFatal) {
     for (char& c : bad) {
       if (random() % 4 == 0) c = static_cast<char>(random());
     }
-    (void)device.Restore(bad, {});
+    const std::string before = *device.Save();
+    if (!device.Restore(bad, {}).ok()) {
+      EXPECT_EQ(*device.Save(), before) << "refused, and changed";
+    }
   }
 }
 
