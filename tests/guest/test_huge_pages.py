@@ -57,6 +57,11 @@ class HugePages(Group):
         expect("vm.nr_hugepages" in line, f"no remedy in: {line}")
         other.remove()
 
+    def test_they_stay_its_own_while_it_is_saved_and_restored_in_place(self):
+        self.service.vmctl("vm", "pulse", "huge", "--count", "2")
+        expect_equal(free_pages(), OTHERS, "pages for others")
+        self.witness.check(rounds=True)
+
     def test_the_owner_of_a_shared_disk_reaches_them(self):
         other = Vm(self.service, "other", self.image, memory=f"{2 * OTHERS}M", options=["--huge-pages"],
                    shared=[self.context.new_disk("shared", "64M")], dvds=[f"{self.image}/tools.iso"])

@@ -14,12 +14,13 @@ namespace kvmbus::vmm {
 class RamCopy {
  public:
   static Result<RamCopy> Take(const GuestMemory& memory);
-  /// Gives all of the guest's RAM back to the host: it reads as zero.
+  /// All of the guest's RAM reads as zero; the host has it back, unless it is of huge pages.
   static Result<void> Clear(GuestMemory& memory);
   /// Writes the copy back; the RAM was cleared before.
   Result<void> PutBack(GuestMemory& memory) const;
 
  private:
+  static Result<void> Overwrite(GuestMemory& memory);
   Result<void> Append(const GuestMemory& memory, const MemoryRange& range);
 
   Fd file_;

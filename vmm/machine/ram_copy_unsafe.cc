@@ -47,10 +47,26 @@ Result<void> RamCopy::Append(const GuestMemory& memory, const MemoryRange& range
   return {};
 }
 
+/// Huge pages stay: a hole would give up what is set aside for this machine, and others take it.
 Result<void> RamCopy::Clear(GuestMemory& memory) {
+  if (memory.host_page_bytes() != kPageSize) return Overwrite(memory);
   const auto size = static_cast<off_t>(memory.ram_bytes());
   if (::fallocate(memory.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, size) < 0)
     return Error::FromErrno(errno, "clearing guest memory");
+  return {};
+}
+
+Result<void> RamCopy::Overwrite(GuestMemory& memory) {
+  for (const auto& region : memory.regions()) {
+    const uint64_t end = region.gpa + region.size;
+    for (uint64_t gpa = region.gpa; gpa < end;) {
+      const auto backed = memory.NextBacked(gpa, end - gpa);
+      if (!backed) break;
+      // SAFETY: NextBacked's range lies in one region; the machine is stopped.
+      std::memset(memory.HostPointer(backed->gpa, backed->size), 0, backed->size);
+      gpa = backed->gpa + backed->size;
+    }
+  }
   return {};
 }
 
