@@ -196,6 +196,29 @@ TEST_F(CheckpointsTest, AnAutomaticOneIsThereUnlessTheLastRunEndedWell) {
   EXPECT_EQ(host_->Images().size(), 1u);
 }
 
+/// Its folder is not mounted yet when vmmd starts.
+TEST_F(CheckpointsTest, WhatWasDecidedForAMachineThatCannotBeReadWaitsForIt) {
+  host_->MakeVm("");
+  config::Vm renamed = host_->Vm();
+  const std::string file = vmm::ConfigFileOf(renamed);
+  renamed.set_name("renamed");
+  config::Job job;
+  job.set_kind(config::DELETE_CHECKPOINT);
+  job.set_vm(renamed.id());
+  job = host_->jobs->Begin(job).value();
+  job.set_committed(true);
+  *job.mutable_change()->add_store() = renamed;
+  ASSERT_TRUE(host_->jobs->Store(job).ok());
+  std::filesystem::rename(file, file + ".away");
+  Restart();
+  EXPECT_EQ(host_->jobs->Get(job.id())->state(), config::JOB_RUNNING);
+  std::filesystem::rename(file + ".away", file);
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_EQ(host_->jobs->Get(job.id())->state(), config::JOB_DONE);
+  EXPECT_EQ(host_->Vm().name(), "renamed");
+}
+
 TEST_F(CheckpointsTest, TheSameRequestIsTheSameJob) {
   host_->MakeVm("");
   vmm::Checkpoints::CreateOptions options;

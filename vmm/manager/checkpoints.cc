@@ -114,6 +114,11 @@ void Checkpoints::Recover() {
       continue;
     }
     if (!IsOfCheckpoints(job.kind())) continue;
+    if (!inventory_.Get(job.vm()).ok() && job.committed()) {
+      // Its folder may not be there yet. What was begun is done when its configuration can be read.
+      spdlog::error("job {} waits for its virtual machine, which cannot be read", job.id());
+      continue;
+    }
     if (!inventory_.Get(job.vm()).ok()) {
       jobs_.End(job.id(), Error(Code::kNotFound, "its virtual machine is not there any more"));
       continue;

@@ -14,7 +14,7 @@ namespace kvmbus::vmm {
 namespace {
 
 /// Until somebody has made room for the configuration of a saved machine.
-constexpr uint64_t kCommitRetryNs = 10'000'000'000;
+constexpr uint64_t kCommitRetryNs = 2'000'000'000;
 /// Memory is written at the speed of a disk.
 constexpr uint64_t kSaveTimeoutNs = 24ull * 3600 * 1'000'000'000;
 constexpr uint64_t kResumeTimeoutNs = 60'000'000'000;

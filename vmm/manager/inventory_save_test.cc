@@ -47,7 +47,7 @@ class InventorySaveTest : public ManagerTest {
   worker::Reply Answer(const worker::Request& request) {
     worker::Reply reply;
     if (request.has_hello()) {
-      Greet(vm_, worker::RUNNING, process_.pid(), &reply);
+      Greet(vm_, state_, process_.pid(), &reply);
     } else if (request.has_capture()) {
       ++captures_;
       EXPECT_TRUE(request.capture().stop() && request.capture().compress());
@@ -78,6 +78,7 @@ class InventorySaveTest : public ManagerTest {
 
   SleepingProcess process_;
   bool fails_ = false;
+  worker::State state_ = worker::RUNNING;
   int captures_ = 0;
   SlowMerge merge_;
   std::optional<Result<void>> result_;
@@ -104,6 +105,24 @@ TEST_F(InventorySaveTest, AMergeGoesOnAfterASaveThatFails) {
   EXPECT_EQ(result_->error().code(), Code::kResourceExhausted);
   EXPECT_EQ(merge_.suspended, 0);
   EXPECT_TRUE(inventory_->Reserve(kId, "nobody has it any more").ok());
+}
+
+/// The disk of the configurations is full: what was saved is not thrown away, and counts when there
+/// is room.
+TEST_F(InventorySaveTest, ASaveThatCannotBeNotedIsNotedLater) {
+  const std::string config = folder_ + "/state/Virtual Machines/" + kId + ".vmcx";
+  state_ = worker::SAVED;
+  Open();
+  std::filesystem::remove(config);
+  std::filesystem::create_directories(config + "/in the way");
+  Turn([this] { return inventory_->Get(kId)->status.state() == worker::SAVED; });
+  std::optional<Result<void>> off;
+  inventory_->TurnOff(kId, [&off](const Result<void>& result) { off = result; });
+  ASSERT_TRUE(off.has_value());
+  EXPECT_NE(off->error().ToString().find("make room"), std::string::npos);
+  std::filesystem::remove_all(config);
+  Turn([this] { return inventory_->Get(kId)->config.saved(); });
+  Turn([this] { return inventory_->Get(kId)->status.pid() == 0; });
 }
 
 TEST_F(InventorySaveTest, NothingElseChangesAMachineThatIsBeingSaved) {
