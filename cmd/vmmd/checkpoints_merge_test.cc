@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 
 #include "cmd/vmmd/checkpoints_test_host.h"
-#include "tests/fakes/killed_process.h"
 #include "vmm/manager/disk_operations.h"
 
 namespace kvmbus::cmd {
@@ -13,23 +12,10 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-class CheckpointsMergeTest : public testing::Test {
+class CheckpointsMergeTest : public TestHostTest {
  protected:
-  CheckpointsMergeTest() : folder_(tests::NewFastFolder("checkpoints-merge-test")) {
-    host_ = std::make_unique<TestHost>(folder_);
-  }
-  ~CheckpointsMergeTest() override {
-    host_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-  void Restart() {
-    host_.reset();
-    host_ = std::make_unique<TestHost>(folder_);
-  }
-  config::Vm Named(const std::string& name) const {
-    const vmm::CheckpointMap all = host_->All();
-    return all.at(vmm::FindCheckpoint(all, name).value());
-  }
+  CheckpointsMergeTest() : TestHostTest("checkpoints-merge-test") {}
+
   /// Of the machine's disk, which is begun, and was noted by a vmmd that has ended.
   void NoteMerge(const std::string& into) {
     config::Vm vm = host_->Vm();
@@ -38,9 +24,6 @@ class CheckpointsMergeTest : public testing::Test {
     vm.add_unneeded_disks(into);
     ASSERT_TRUE(host_->inventory->Store(vm).ok());
   }
-
-  const std::string folder_;
-  std::unique_ptr<TestHost> host_;
 };
 
 TEST_F(CheckpointsMergeTest, ACheckpointMadeDuringAMergeStandsOnWhatIsLeft) {

@@ -8,7 +8,6 @@
 #include <random>
 
 #include "cmd/vmmd/checkpoints_test_host.h"
-#include "tests/fakes/killed_process.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -16,26 +15,9 @@ namespace {
 using testing::HasSubstr;
 using vmm::Code;
 
-class CheckpointsTest : public testing::Test {
+class CheckpointsTest : public TestHostTest {
  protected:
-  CheckpointsTest() : folder_(tests::NewFastFolder("checkpoints-test")) {
-    host_ = std::make_unique<TestHost>(folder_);
-  }
-  ~CheckpointsTest() override {
-    host_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-  void Restart() {
-    host_.reset();
-    host_ = std::make_unique<TestHost>(folder_);
-  }
-  config::Vm Named(const std::string& name) const {
-    const vmm::CheckpointMap all = host_->All();
-    return all.at(vmm::FindCheckpoint(all, name).value());
-  }
-
-  const std::string folder_;
-  std::unique_ptr<TestHost> host_;
+  CheckpointsTest() : TestHostTest("checkpoints-test") {}
 };
 
 TEST_F(CheckpointsTest, WhatWasIsKeptAndComesBack) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cmd/vmmd/image_files.h"
+#include "tests/fakes/killed_process.h"
 #include "virtdev/disk/chain.h"
 #include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_io.h"
@@ -167,6 +168,30 @@ class TestHost {
   std::unique_ptr<vmm::Jobs> jobs;
   std::unique_ptr<vmm::Checkpoints> checkpoints;
   std::unique_ptr<vmm::Transfers> transfers;
+};
+
+/// A TestHost in a folder of its own, gone with the test.
+class TestHostTest : public testing::Test {
+ protected:
+  explicit TestHostTest(const std::string& name) : folder_(tests::NewFastFolder(name)) {
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  ~TestHostTest() override {
+    host_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Restart() {
+    host_.reset();
+    host_ = std::make_unique<TestHost>(folder_);
+  }
+  /// A checkpoint.
+  config::Vm Named(const std::string& name) const {
+    const vmm::CheckpointMap all = host_->All();
+    return all.at(vmm::FindCheckpoint(all, name).value());
+  }
+
+  const std::string folder_;
+  std::unique_ptr<TestHost> host_;
 };
 
 }  // namespace kvmbus::cmd
