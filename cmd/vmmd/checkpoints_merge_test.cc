@@ -136,6 +136,27 @@ TEST_F(CheckpointsMergeTest, AReadOnlyDiskFollowsItsFileToo) {
   EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
 }
 
+TEST_F(CheckpointsMergeTest, TheChildOfAVhdIsAVhd) {
+  host_->MakeVm("");
+  virtdev::CreateDiskOptions options;
+  options.format = "vhd";
+  options.size_bytes = TestHost::kBlocks * TestHost::kBlock;
+  ASSERT_TRUE(virtdev::CreateDisk(folder_ + "/old.vhd", options).ok());
+  config::Vm vm = host_->Vm();
+  vm.set_generation(1);
+  vm.mutable_disks(0)->set_path(folder_ + "/old.vhd");
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  host_->Write(0, 'a');
+  ASSERT_TRUE(host_->Create("one").ok());
+  EXPECT_THAT(TestHost::DiskOf(host_->Vm()), testing::EndsWith(".avhd"));
+  host_->Write(1, 'b');
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+  EXPECT_EQ(TestHost::ContentOf(Named("one")), "a...");
+  ASSERT_TRUE(host_->Delete("one", false).ok());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), folder_ + "/old.vhd");
+}
+
 TEST_F(CheckpointsMergeTest, NobodyMergesOrResizesByHandWhatACheckpointStandsOn) {
   host_->MakeVm("");
   const std::string base = TestHost::DiskOf(host_->Vm());
