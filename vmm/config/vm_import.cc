@@ -98,12 +98,12 @@ class Planner {
   template <typename... Args>
   void Obstacle(std::string_view fix, fmt::format_string<Args...> what, Args&&... args) {
     plan_.obstacles.push_back(
-        {vm_tree::Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
+        {Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
   }
   template <typename... Args>
   void Loses(std::string_view fix, fmt::format_string<Args...> what, Args&&... args) {
     plan_.incompatibilities.push_back(
-        {vm_tree::Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
+        {Printable(fmt::format(what, std::forward<Args>(args)...)), std::string(fix)});
   }
 
   /// A link does not lead the import to another folder than the one that was given.
@@ -272,7 +272,7 @@ class Planner {
     if (fit.empty()) fit = vm->checkpoint().id();
     if (fit == *name) return;
     Loses("'vmctl checkpoint rename' gives it another one",
-          "the name of checkpoint '{}', which becomes '{}'", Printable(*name), fit);
+          "the name of checkpoint '{}', which becomes '{}'", *name, fit);
     *name = std::move(fit);
   }
 

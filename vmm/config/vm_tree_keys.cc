@@ -35,14 +35,6 @@ int64_t Renumber(Key* manifest) {
 
 }  // namespace
 
-std::string Printable(std::string_view text) {
-  std::string printable(text);
-  for (char& c : printable) {
-    if (static_cast<uint8_t>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  return printable;
-}
-
 std::string SectionOf(std::string_view instance) { return "_" + LowerCase(instance) + "_"; }
 
 bool IsSame(std::string_view guid, std::string_view other) {

@@ -70,9 +70,6 @@ void AddDevice(Key* configuration, const DeviceClass& device, std::string_view i
 /// With its section; the entries after it move up.
 void RemoveDevice(Key* configuration, std::string_view instance);
 
-/// For a message: what is no printable character is a question mark.
-std::string Printable(std::string_view text);
-
 /// Sets a value, or only if there is no such key.
 void Set(Key* top, std::string_view path, Key::Value value);
 void SetIfMissing(Key* top, std::string_view path, Key::Value value);

@@ -9,6 +9,7 @@
 #include "vmm/config/vm_tree_keys.h"
 #include "vmm/guid/guid.h"
 #include "vmm/text/letter_case.h"
+#include "vmm/text/utf8.h"
 
 namespace kvmbus::vmm {
 namespace {
@@ -334,13 +335,12 @@ class Reader {
 
   void ReadSmbios(const std::string& bios) {
     config::SmbiosIdentity& smbios = *vm_.mutable_smbios();
-    std::string guid = top_.StringOr(bios + "/bios_guid", "");
-    if (guid.size() > 2 && guid.front() == '{' && guid.back() == '}')
-      guid = guid.substr(1, guid.size() - 2);
-    if (!guid.empty() && !Guid::Parse(guid))
-      Cannot("the guest sees its id", "SMBIOS identity '{}'", guid);
-    else if (!IsSame(guid, vm_.id()))
-      smbios.set_bios_guid(UpperCase(guid));
+    const std::string text = top_.StringOr(bios + "/bios_guid", "");
+    const auto guid = Guid::Parse(text);
+    if (!guid && !text.empty())
+      Cannot("the guest sees its id", "SMBIOS identity '{}'", text);
+    else if (guid && guid != Guid::Parse(vm_.id()))
+      smbios.set_bios_guid(UpperCase(guid->ToString()));
     smbios.set_bios_serial_number(top_.StringOr(bios + "/bios_serial_number", ""));
     smbios.set_base_board_serial_number(top_.StringOr(bios + "/base_board/serial_number", ""));
     smbios.set_chassis_serial_number(top_.StringOr(bios + "/chassis/serial_number", ""));
