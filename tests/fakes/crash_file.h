@@ -147,7 +147,7 @@ struct CrashMedium {
   }
 };
 
-class CrashFile final : public virtdev::BlockFile {
+class CrashFile : public virtdev::BlockFile {
  public:
   explicit CrashFile(CrashMedium& medium) : medium_(medium) {}
 

@@ -157,10 +157,13 @@ Error CannotOpen(Error error, const std::string& path, bool read_only) {
 
 }  // namespace
 
+Error EarlierFlushFailed() {
+  return Error(Code::kDataLoss,
+               "an earlier flush of the image failed: close it, and check its storage");
+}
+
 Result<void> StickyFlush::Run(BlockFile& file) {
-  if (failed_.load())
-    return Error(Code::kDataLoss,
-                 "an earlier flush of the image failed: close it, and check its storage");
+  if (failed_.load()) return EarlierFlushFailed();
   auto flushed = file.Flush();
   if (flushed.ok()) return {};
   failed_.store(true);

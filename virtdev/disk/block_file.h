@@ -54,6 +54,9 @@ class BlockFile {
   }
 };
 
+/// After a flush that failed, each further one: what it would say is durable need not be.
+vmm::Error EarlierFlushFailed();
+
 /// Flushes of an image that has nothing of its own to write: after one failure they fail for ever,
 /// for the host may have dropped data. Any thread.
 class StickyFlush {

@@ -15,9 +15,7 @@ void Journal::AppendPages(uint64_t file_offset, std::span<const uint8_t> bytes,
 }
 
 Result<void> Journal::CheckUsable() const {
-  if (!failed_) return {};
-  return vmm::Error(Code::kDataLoss,
-                    "an earlier flush of the image failed: close it, and check its storage");
+  return failed_ ? Result<void>(EarlierFlushFailed()) : Result<void>();
 }
 
 Result<void> Journal::Open(bool data_changes) {
