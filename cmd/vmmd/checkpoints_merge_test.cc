@@ -160,17 +160,19 @@ TEST_F(CheckpointsMergeTest, TheChildOfAVhdIsAVhd) {
 TEST_F(CheckpointsMergeTest, NobodyMergesOrResizesByHandWhatACheckpointStandsOn) {
   host_->MakeVm("");
   const std::string base = TestHost::DiskOf(host_->Vm());
+  using ByHand = vmm::DiskOperations::ByHand;
   vmm::DiskOperations operations(*host_->inventory, vmm::DiskOperations::For::kUser);
-  EXPECT_TRUE(operations.CheckIsNoCheckpoints(base).ok());
-  EXPECT_THAT(operations.CheckOfflineMerge(base).error().ToString(), HasSubstr("detach it"));
+  EXPECT_TRUE(operations.CheckByHand(base, ByHand::kResize).ok());
+  EXPECT_THAT(operations.CheckByHand(base, ByHand::kOfflineMerge).error().ToString(),
+              HasSubstr("detach it"));
   ASSERT_TRUE(host_->Create("one").ok());
   const std::string leaf = TestHost::DiskOf(host_->Vm());
-  EXPECT_THAT(operations.CheckIsNoCheckpoints(base).error().ToString(),
+  EXPECT_THAT(operations.CheckByHand(base, ByHand::kResize).error().ToString(),
               HasSubstr("vmctl checkpoint delete"));
-  EXPECT_TRUE(operations.CheckIsNoCheckpoints(leaf).ok()) << "it may grow";
-  EXPECT_THAT(operations.CheckHasNoCheckpoints(leaf).error().ToString(),
+  EXPECT_TRUE(operations.CheckByHand(leaf, ByHand::kResize).ok()) << "it may grow";
+  EXPECT_THAT(operations.CheckByHand(leaf, ByHand::kMerge).error().ToString(),
               HasSubstr("vmctl checkpoint delete"));
-  EXPECT_TRUE(operations.CheckOfflineMerge(folder_ + "/somebody's.vhdx").ok());
+  EXPECT_TRUE(operations.CheckByHand(folder_ + "/somebody's.vhdx", ByHand::kOfflineMerge).ok());
 }
 
 TEST_F(CheckpointsMergeTest, AMachineStartsWithoutTheAutomaticCheckpointThatCannotBe) {

@@ -24,8 +24,9 @@ class DisksService final : public api::Disks::Service {
   grpc::Status CheckDiskChange(grpc::ServerContext*, const api::CheckDiskChangeRequest* request,
                                api::Empty*) override {
     const auto done = Begin([this, request = *request](const DiskOperations::Done& tell) {
-      tell(request.merges() ? disks_.CheckOfflineMerge(request.path())
-                            : disks_.CheckIsNoCheckpoints(request.path()));
+      using ByHand = DiskOperations::ByHand;
+      tell(disks_.CheckByHand(request.path(),
+                              request.merges() ? ByHand::kOfflineMerge : ByHand::kResize));
     });
     return ToStatus(done->Wait());
   }
@@ -50,7 +51,7 @@ class DisksService final : public api::Disks::Service {
                          grpc::ServerWriter<api::DiskProgress>* writer) override {
     const std::string path = request->path();
     const auto done = Begin([this, path](DiskOperations::Done tell) {
-      const auto allowed = disks_.CheckHasNoCheckpoints(path);
+      const auto allowed = disks_.CheckByHand(path, DiskOperations::ByHand::kMerge);
       allowed.ok() ? disks_.Merge(path, std::move(tell)) : tell(allowed);
     });
     int left_after_cancel = kCancelIntervals;

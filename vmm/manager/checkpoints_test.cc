@@ -185,6 +185,14 @@ class CheckpointsTest : public ManagerTest {
   void AwaitJob() {
     Turn([this] { return JobState() != config::JOB_RUNNING; }, kTurns);
   }
+  /// What the worker makes is there, and the job takes it.
+  void EndCaptureWhole() {
+    std::ofstream(child_) << "x";
+    capturing_ = false;
+    AwaitJob();
+    EXPECT_EQ(JobState(), config::JOB_DONE) << jobs_->Get(job_)->error();
+    EXPECT_EQ(Disk(), child_);
+  }
   void AwaitAsked(int more) {
     Turn([this, enough = asked_ + more] { return asked_ >= enough; }, kTurns);
   }
@@ -224,11 +232,7 @@ TEST_F(CheckpointsTest, OneThatHasNothingToCountIsWaitedForToo) {
   Restart(false);
   AwaitAsked(3);
   ASSERT_EQ(JobState(), config::JOB_RUNNING);
-  std::ofstream(child_) << "x";
-  capturing_ = false;
-  AwaitJob();
-  EXPECT_EQ(JobState(), config::JOB_DONE) << jobs_->Get(job_)->error();
-  EXPECT_EQ(Disk(), child_);
+  EndCaptureWhole();
   EXPECT_TRUE(inventory_->Checkpoints(kId).contains(kCheckpoint));
 }
 
@@ -237,11 +241,7 @@ TEST_F(CheckpointsTest, AWorkerThatDoesNotAnswerIsAskedAgain) {
   Restart(false);
   AwaitAsked(2);
   ASSERT_EQ(JobState(), config::JOB_RUNNING);
-  std::ofstream(child_) << "x";
-  capturing_ = false;
-  AwaitJob();
-  EXPECT_EQ(JobState(), config::JOB_DONE) << jobs_->Get(job_)->error();
-  EXPECT_EQ(Disk(), child_);
+  EndCaptureWhole();
 }
 
 TEST_F(CheckpointsTest, OneThatHasEndedIsNot) {

@@ -128,6 +128,13 @@ void DiskMerger::Pump(const std::string& vm) {
       [this, vm, plan](const Result<void>&) { OnPlan(vm, *plan); });
 }
 
+/// The key of what the image stands on; "": nothing.
+Result<std::string> DiskMerger::ParentOf(const std::string& file) {
+  if (HasNoParent(file)) return std::string();
+  const std::string parent = TRY(files_.ParentOf(file));
+  return parent.empty() ? parent : KeyOf(parent);
+}
+
 /// Reads the images' parents.
 Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
                                               const CheckpointMap& checkpoints,
@@ -150,8 +157,8 @@ Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
   for (std::string file : tops) {
     for (size_t depth = 0; !file.empty() && plan.forest.parents.count(file) == 0; ++depth) {
       if (depth > kMaxDepth) return MakeError(Code::kDataLoss, "'{}' has too many parents", file);
-      const std::string parent = HasNoParent(file) ? "" : TRY(files_.ParentOf(file));
-      file = plan.forest.parents[file] = parent.empty() ? "" : KeyOf(parent);
+      const std::string parent = TRY(ParentOf(file));
+      file = plan.forest.parents[file] = parent;
     }
   }
   AddOthers(others, &plan.forest);
@@ -186,10 +193,10 @@ void DiskMerger::AddOthers(const std::vector<config::Vm>& others, DiskForest* fo
       std::string file = KeyOf(disk.path());
       forest->named.insert(file);
       for (size_t depth = 0; depth <= kMaxDepth && forest->parents.count(file) == 0; ++depth) {
-        const auto parent = HasNoParent(file) ? Result<std::string>("") : files_.ParentOf(file);
+        const auto parent = ParentOf(file);
         if (!parent.ok() || parent->empty()) break;  // of what cannot be read nothing is known
         forest->foreign.insert(file);
-        file = forest->parents[file] = KeyOf(*parent);
+        file = forest->parents[file] = *parent;
       }
     }
   }
@@ -204,14 +211,14 @@ void DiskMerger::AddForeign(const std::set<std::string>& unneeded, DiskForest* f
   std::error_code error;
   for (const std::string& folder : folders) {
     for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      const std::string path = KeyOf(entry.path().string()),
-                        extension = entry.path().extension().string();
+      // A key as it is: the folder is that of one.
+      const std::string path = entry.path().string(), extension = entry.path().extension().string();
       const bool image = extension == ".avhdx" || extension == ".vhdx" || extension == ".avhd" ||
                          extension == ".vhd";
       if (!image || forest->parents.count(path) != 0 || !IsThere(path)) continue;
-      const auto parent = files_.ParentOf(path);
-      if (!parent.ok() || parent->empty() || unneeded.count(KeyOf(*parent)) == 0) continue;
-      forest->parents[path] = KeyOf(*parent);
+      const auto parent = ParentOf(path);
+      if (!parent.ok() || unneeded.count(*parent) == 0) continue;
+      forest->parents[path] = *parent;
       forest->foreign.insert(path);
     }
   }
@@ -328,8 +335,8 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
   const auto relink = [this, merge]() -> Result<void> {
     for (const std::string& child : merge.children()) {
       if (!IsThere(child)) continue;
-      const auto parent = files_.ParentOf(child);  // a running machine's is linked already
-      if (parent.ok() && KeyOf(*parent) == KeyOf(merge.into())) continue;
+      const auto parent = ParentOf(child);  // a running machine's is linked already
+      if (parent.ok() && *parent == KeyOf(merge.into())) continue;
       TRY_VOID(files_.Reparent(child, merge.into()));
     }
     return {};
@@ -338,16 +345,17 @@ void DiskMerger::FinishMerge(const std::string& vm, const config::DiskMerge& mer
     if (!linked.ok()) return Ended(vm, linked, false);
     const auto view = inventory_.Get(vm);
     if (!view.ok()) return Ended(vm, view.error(), false);
+    const std::string file = KeyOf(merge.file());
     for (auto& [id, checkpoint] : inventory_.Checkpoints(vm)) {
       config::Vm changed = checkpoint;
-      if (!Rename(&changed, KeyOf(merge.file()), merge.into())) continue;
+      if (!Rename(&changed, file, merge.into())) continue;
       if (const auto stored = inventory_.Store(changed); !stored.ok())
         return Ended(vm, stored, false);
     }
     config::Vm changed = view->config;
-    Rename(&changed, KeyOf(merge.file()), merge.into());
+    Rename(&changed, file, merge.into());
     std::set<std::string> files = UnneededOf(changed);
-    ReplaceMerged(KeyOf(merge.file()), KeyOf(merge.into()), &files);
+    ReplaceMerged(file, KeyOf(merge.into()), &files);
     SetUnneeded(&changed, files);
     changed.clear_merging();
     Ended(vm, inventory_.Store(changed), false);

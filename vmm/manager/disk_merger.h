@@ -64,6 +64,7 @@ class DiskMerger final : public ImageWorker {
   void FollowLive(const std::string& vm);
   void AwaitLive(const std::string& vm, const Error& error);
   void Ended(const std::string& vm, const Result<void>& result, bool all_done);
+  Result<std::string> ParentOf(const std::string& file);
   std::vector<config::Vm> OthersThan(const std::string& vm) const;
   void AddOthers(const std::vector<config::Vm>& others, DiskForest* forest);
   void AddForeign(const std::set<std::string>& unneeded, DiskForest* forest);

@@ -54,39 +54,24 @@ Error StandsInTheWay(const config::Vm& vm, const std::string& path) {
 
 }  // namespace
 
-Result<void> DiskOperations::CheckIsNoCheckpoints(const std::string& path) const {
+Result<void> DiskOperations::CheckByHand(const std::string& path, ByHand what) const {
   const std::string real = RealPath(path).value_or(path);
+  const auto is_it = [&](const std::string& file) { return file == path || file == real; };
   for (const VmView& view : inventory_.List()) {
     const config::Vm& vm = view.config;
-    const auto is_it = [&](const std::string& file) { return file == path || file == real; };
-    bool needed = is_it(vm.merging().file()) || is_it(vm.merging().into()) ||
-                  std::any_of(vm.unneeded_disks().begin(), vm.unneeded_disks().end(), is_it);
-    for (const auto& [id, checkpoint] : inventory_.Checkpoints(vm.id()))
-      needed = needed || Names(checkpoint, real);
-    if (needed) return StandsInTheWay(vm, path);
-  }
-  return {};
-}
-
-Result<void> DiskOperations::CheckHasNoCheckpoints(const std::string& path) const {
-  TRY_VOID(CheckIsNoCheckpoints(path));
-  const std::string real = RealPath(path).value_or(path);
-  for (const VmView& view : inventory_.List()) {
-    if (Names(view.config, real) && !inventory_.Checkpoints(view.config.id()).empty())
-      return StandsInTheWay(view.config, path);
-  }
-  return {};
-}
-
-Result<void> DiskOperations::CheckOfflineMerge(const std::string& path) const {
-  TRY_VOID(CheckHasNoCheckpoints(path));
-  const std::string real = RealPath(path).value_or(path);
-  for (const VmView& view : inventory_.List()) {
-    if (view.status.pid() == 0 && Names(view.config, real))
+    const CheckpointMap checkpoints = inventory_.Checkpoints(vm.id());
+    const bool is_merged = what != ByHand::kResize && Names(vm, real);
+    if ((is_merged && !checkpoints.empty()) || is_it(vm.merging().file()) ||
+        is_it(vm.merging().into()) ||
+        std::any_of(vm.unneeded_disks().begin(), vm.unneeded_disks().end(), is_it) ||
+        std::any_of(checkpoints.begin(), checkpoints.end(),
+                    [&real](const auto& one) { return Names(one.second, real); }))
+      return StandsInTheWay(vm, path);
+    if (is_merged && what == ByHand::kOfflineMerge && view.status.pid() == 0)
       return MakeError(Code::kFailedPrecondition,
                        "'{}' is a disk of '{}', which would not find it: merge it while that runs, "
                        "or detach it first and attach its parent then",
-                       path, view.config.name());
+                       path, vm.name());
   }
   return {};
 }

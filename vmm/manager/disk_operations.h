@@ -28,13 +28,12 @@ class DiskOperations {
   enum class For { kJobs, kUser };
   DiskOperations(Inventory& inventory, For whom) : inventory_(inventory), whom_(whom) {}
 
-  /// Whether the image may be changed by hand: kFailedPrecondition if a checkpoint names it, or a
-  /// merge for one has to do with it.
-  Result<void> CheckIsNoCheckpoints(const std::string& path) const;
-  /// Also if it is a disk of a machine that has checkpoints.
-  Result<void> CheckHasNoCheckpoints(const std::string& path) const;
-  /// Also if it is a disk of a machine that is off: it would not find it after a merge.
-  Result<void> CheckOfflineMerge(const std::string& path) const;
+  /// What a user does to an image by himself.
+  enum class ByHand { kResize, kMerge, kOfflineMerge };
+  /// kFailedPrecondition: a checkpoint names the image, or a merge for one has to do with it. To be
+  /// merged it must not be a disk of a machine that has checkpoints either; nor, offline, of one
+  /// that is off, which would not find it.
+  Result<void> CheckByHand(const std::string& path, ByHand what) const;
 
   /// Who uses the file, and how far a change of that disk is.
   void Find(const std::string& path, Found found);
