@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/tools/disk_tools.h"
 
 namespace kvmbus::virtdev {
 namespace {

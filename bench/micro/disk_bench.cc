@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "virtdev/disk/chain.h"
-#include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/chain/chain.h"
+#include "virtdev/disk/tools/disk_tools.h"
 
 namespace kvmbus::virtdev {
 namespace {

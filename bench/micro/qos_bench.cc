@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "virtdev/disk/disk_qos.h"
+#include "virtdev/disk/qos/disk_qos.h"
 
 namespace kvmbus::virtdev {
 namespace {

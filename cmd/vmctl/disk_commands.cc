@@ -11,8 +11,8 @@
 #include "cmd/vmctl/exit_codes.h"
 #include "cmd/vmctl/live_disk_commands.h"
 #include "cmd/vmctl/qos_arguments.h"
-#include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/tools/disk_tools.h"
 #include "vmm/config/disk_qos.h"
 
 namespace kvmbus::cmd {

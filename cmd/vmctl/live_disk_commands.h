@@ -6,7 +6,7 @@
 #include <string>
 
 #include "cmd/vmctl/commands.h"
-#include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/tools/disk_tools.h"
 
 namespace kvmbus::cmd {
 

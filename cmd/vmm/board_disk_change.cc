@@ -5,7 +5,7 @@
 #include <cerrno>
 
 #include "cmd/vmm/board.h"
-#include "virtdev/disk/live_disk.h"
+#include "virtdev/disk/live/live_disk.h"
 
 namespace kvmbus::cmd {
 

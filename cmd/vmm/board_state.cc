@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "cmd/vmm/board.h"
-#include "virtdev/disk/live_disk.h"
+#include "virtdev/disk/live/live_disk.h"
 #include "vmm/config/vm_files.h"
 
 namespace kvmbus::cmd {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <thread>
 
-#include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/tools/disk_tools.h"
 #include "vmm/event/loop.h"
 
 namespace kvmbus::cmd {

@@ -12,7 +12,7 @@
 #include "cmd/vmm/disk_change.h"
 #include "cmd/vmm/disk_reservations.h"
 #include "virtdev/disk/image_format.h"
-#include "virtdev/disk/live_disk.h"
+#include "virtdev/disk/live/live_disk.h"
 #include "virtdev/shared_disk/disk_owner.h"
 #include "vmm/os/file.h"
 #include "vmm/os/log.h"

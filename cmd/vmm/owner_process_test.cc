@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "virtdev/disk/disk_tools.h"
+#include "virtdev/disk/tools/disk_tools.h"
 #include "virtdev/shared_disk/remote_queue.h"
 #include "virtdev/shared_disk/remote_scsi_disk.h"
 #include "virtdev/shared_disk/shared_disk_test.h"

@@ -13,9 +13,9 @@
 
 #include "cmd/vmmd/image_files.h"
 #include "tests/fakes/killed_process.h"
-#include "virtdev/disk/chain.h"
-#include "virtdev/disk/disk_tools.h"
-#include "virtdev/disk/image_io.h"
+#include "virtdev/disk/chain/chain.h"
+#include "virtdev/disk/tools/disk_tools.h"
+#include "virtdev/disk/tools/image_io.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/manager/checkpoints.h"
 #include "vmm/manager/transfers.h"

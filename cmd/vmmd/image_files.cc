@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/vmmd/image_files.h"
 
-#include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image_format.h"
+#include "virtdev/disk/tools/disk_tools.h"
 #include "vmm/os/file_copy.h"
 
 namespace kvmbus::cmd {

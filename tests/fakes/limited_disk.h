@@ -4,7 +4,7 @@
 #pragma once
 
 #include "tests/fakes/fake_disk.h"
-#include "virtdev/disk/disk_qos.h"
+#include "virtdev/disk/qos/disk_qos.h"
 
 namespace kvmbus::tests {
 

@@ -9,7 +9,7 @@
 #include <span>
 #include <string>
 
-#include "virtdev/disk/direct_io.h"
+#include "virtdev/disk/engine/direct_io.h"
 #include "vmm/os/fd.h"
 #include "vmm/result/result.h"
 

@@ -14,8 +14,8 @@
 #include <random>
 
 #include "tests/fakes/crash_file.h"
-#include "virtdev/disk/disk_tools.h"
 #include "virtdev/disk/image.h"
+#include "virtdev/disk/tools/disk_tools.h"
 
 namespace kvmbus::virtdev {
 namespace {

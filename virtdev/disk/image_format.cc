@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "virtdev/disk/vhd_file.h"
-#include "virtdev/disk/vhdx_format.h"
+#include "virtdev/disk/vhd/vhd_file.h"
+#include "virtdev/disk/vhdx/vhdx_format.h"
 #include "vmm/text/letter_case.h"
 
 namespace kvmbus::virtdev {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "virtdev/disk/chain.h"
+#include "virtdev/disk/chain/chain.h"
 #include "virtdev/disk/disk_io.h"
 #include "virtdev/disk/image_format.h"
 #include "vmm/os/file.h"

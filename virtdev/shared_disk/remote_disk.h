@@ -10,7 +10,7 @@
 #include <optional>
 #include <string>
 
-#include "virtdev/disk/disk_qos.h"
+#include "virtdev/disk/qos/disk_qos.h"
 #include "vmm/event/loop.h"
 #include "vmm/memory/guest_memory.h"
 #include "vmm/shared_disk/protocol.h"

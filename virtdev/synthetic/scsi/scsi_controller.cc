@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "state/scsi.pb.h"
-#include "virtdev/disk/disk_qos.h"
+#include "virtdev/disk/qos/disk_qos.h"
 #include "virtdev/synthetic/scsi/detach_ticket.h"
 #include "vmm/os/log.h"
 

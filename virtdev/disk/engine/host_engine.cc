@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "virtdev/disk/engine/host_engine.h"
+
+#include <cerrno>
+
+namespace kvmbus::virtdev {
+int TransferNow(const HostTransfer& transfer) {
+  uint64_t offset = transfer.offset;
+  for (const iovec& piece : transfer.iov) {
+    auto* data = static_cast<uint8_t*>(piece.iov_base);
+    const auto done = transfer.write ? transfer.file->Write({data, piece.iov_len}, offset)
+                                     : transfer.file->Read({data, piece.iov_len}, offset);
+    if (!done.ok()) return done.error().sys_errno() != 0 ? done.error().sys_errno() : EIO;
+    offset += piece.iov_len;
+  }
+  return 0;
+}
+
+void HostTransfer::Advance(size_t bytes) {
+  offset += bytes;
+  while (done < iov.size() && bytes >= iov[done].iov_len) bytes -= iov[done++].iov_len;
+  if (done == iov.size()) return;
+  iov[done].iov_base = static_cast<uint8_t*>(iov[done].iov_base) + bytes;
+  iov[done].iov_len -= bytes;
+}
+
+std::unique_ptr<HostEngine> MakeHostEngine(bool force_threads) {
+  auto uring = force_threads ? nullptr : MakeUringEngine();
+  return uring ? std::move(uring) : MakeThreadEngine();
+}
+
+}  // namespace kvmbus::virtdev
