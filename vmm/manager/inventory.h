@@ -132,22 +132,37 @@ class Inventory {
 
  private:
   struct Record;
+  using Change = std::function<Result<config::Vm>(config::Vm)>;
 
   Inventory(Loop& loop, Options options, std::unique_ptr<ConfigStore> store);
   void Load(const ConfigStore::Listing& listing);
   void AddRecord(config::Vm vm);
-  void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
-  void Adopt(Record& record);
-  void FindEnded(Record& record);
-  void OnHello(Record& record, const worker::HelloReply& hello);
-  void OnStranger(Record& record, const worker::HelloReply& hello);
-  void SayHello(Record& record);
-  Done InFlight(Record& record, Done done);
-  void DropLink(const std::string& id);
   Record* Find(const std::string& id) const;
+  void Notify(const std::string& id);
+  // inventory_workers.cc: from a worker's start to its end.
   Result<void> HostIsFit() const;
   void HoldAndLaunch(const std::string& id, Done done);
   void Launch(const std::string& id, Done done);
+  Result<void> Spawn(Record& record);
+  void Watch(Record& record, WorkerProcess process);
+  void Adopt(Record& record);
+  void FindEnded(Record& record);
+  void TryConnect(Record& record);
+  Result<void> Connect(Record& record);
+  void DropLink(const std::string& id);
+  void SayHello(Record& record);
+  void OnHello(Record& record, const worker::HelloReply& hello);
+  void OnStranger(Record& record, const worker::HelloReply& hello);
+  void OnStatus(Record& record, const worker::Status& status);
+  void FinishStart(Record& record, const Result<void>& result);
+  void OnWorkerEnded(Record& record);
+  // inventory_disks.cc
+  Done InFlight(Record& record, Done done);
+  Result<void> SettleDisks(Record& record);
+  void TakeOverDisks(const Record& record, const config::Vm& worker);
+  void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
+  void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
+                    Done done);
   // inventory_save.cc
   void Capture(const std::string& id, bool compress, Done done);
   void CommitSaved(Record& record);
@@ -158,20 +173,8 @@ class Inventory {
   void HoldSharedDisks(const std::string& id, std::vector<std::string> images, Done done);
   void HoldForGood(const std::string& id);
   void ReleaseSharedDisk(const std::string& id, const std::string& image);
-  Result<void> Spawn(Record& record);
-  void TryConnect(Record& record);
-  Result<void> Connect(Record& record);
-  Result<void> SettleDisks(Record& record);
-  void TakeOverDisks(const Record& record, const config::Vm& worker);
-  void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
-  using Change = std::function<Result<config::Vm>(config::Vm)>;
-  void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
-                    Done done);
-  void OnStatus(Record& record, const worker::Status& status);
-  void OnWorkerEnded(Record& record);
-  void Watch(Record& record, WorkerProcess process);
-  void FinishStart(Record& record, const Result<void>& result);
-  void Notify(const std::string& id);
+  // inventory_checkpoints.cc
+  void LoadCheckpoints(const std::vector<config::Vm>& checkpoints);
   std::string RunDirOf(const std::string& id) const { return options_.run_dir + "/" + id; }
 
   Loop& loop_;

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inventory: disks, discs and their limits, of a machine that runs or does not.
+#include <algorithm>
+
+#include "vmm/config/disk_qos.h"
+#include "vmm/config/limits.h"
+#include "vmm/manager/inventory.h"
+#include "vmm/manager/inventory_record.h"
+#include "vmm/os/file.h"
+#include "vmm/os/log.h"
+
+namespace kvmbus::vmm {
+namespace {
+
+constexpr uint64_t kDiskTimeoutNs = 60'000'000'000;
+
+}  // namespace
+
+Result<void> Inventory::BeginChange(const std::string& id) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  ++record->changes;
+  return {};
+}
+
+void Inventory::EndChange(const std::string& id) {
+  if (Record* record = Find(id)) --record->changes;
+}
+
+/// No job begins until `done` is called: its plan would lose what is stored by then.
+Inventory::Done Inventory::InFlight(Record& record, Done done) {
+  ++record.changes;
+  return [this, alive = alive_, id = record.config.id(),
+          done = std::move(done)](const Result<void>& result) {
+    if (*alive) EndChange(id);
+    done(result);
+  };
+}
+
+void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
+  if (auto valid = ValidateDisk(record->config, disk); !valid.ok()) return done(valid);
+  const auto store = [this, id, disk]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm changed = target->config;
+    *changed.add_disks() = disk;
+    TRY_VOID(store_->Save(changed));
+    target->config = std::move(changed);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
+  HoldSharedDisks(id, disk.shared() ? std::vector{disk.path()} : std::vector<std::string>(),
+                  [this, id, disk, store, done = std::move(done)](const Result<void>& held) {
+                    if (!held.ok()) return done(held);
+                    worker::Request request;
+                    *request.mutable_attach_disk()->mutable_disk() = disk;
+                    Call(id, std::move(request), kDiskTimeoutNs,
+                         [this, id, disk, store, done](const Result<worker::Reply>& reply) {
+                           if (reply.ok()) return done(store());
+                           ReleaseSharedDisk(id, disk.path());
+                           done(reply.error());
+                         });
+                  });
+}
+
+void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
+  const auto matches = [=](const config::Disk& disk) {
+    return disk.controller() == controller && disk.lun() == lun;
+  };
+  if (std::none_of(record->config.disks().begin(), record->config.disks().end(), matches))
+    return done(
+        MakeError(Code::kNotFound,
+                  "'{}' has no disk on controller {} at location {}; 'vmctl vm show' lists them",
+                  record->config.name(), controller, lun));
+  const auto store = [this, id, matches]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm changed = target->config;
+    auto& disks = *changed.mutable_disks();
+    const std::string path = std::find_if(disks.begin(), disks.end(), matches)->path();
+    disks.erase(std::remove_if(disks.begin(), disks.end(), matches), disks.end());
+    TRY_VOID(store_->Save(changed));
+    target->config = std::move(changed);
+    ReleaseSharedDisk(id, path);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
+  worker::Request request;
+  request.mutable_detach_disk()->set_controller(controller);
+  request.mutable_detach_disk()->set_lun(lun);
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [done = std::move(done), store](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? store() : Result<void>(reply.error()));
+       });
+}
+
+Result<void> Inventory::ChangeDisk(const std::string& id, uint32_t controller, uint32_t lun,
+                                   const std::function<void(config::Disk*)>& change) {
+  Record* record = Find(id);
+  if (record == nullptr) return MakeError(Code::kNotFound, "there is no virtual machine '{}'", id);
+  config::Vm changed = record->config;
+  for (config::Disk& disk : *changed.mutable_disks()) {
+    if (disk.kind() != config::HARD_DISK || disk.controller() != controller || disk.lun() != lun)
+      continue;
+    change(&disk);
+    TRY_VOID(store_->Save(changed));
+    record->config = std::move(changed);
+    return {};
+  }
+  return MakeError(Code::kNotFound, "'{}' has no disk on controller {} at location {}",
+                   record->config.name(), controller, lun);
+}
+
+/// Whether a child that was being made when the worker went has become the disk.
+Result<void> Inventory::SettleDisks(Record& record) {
+  const config::Vm before = record.config;
+  for (const config::Disk& disk : before.disks()) {
+    if (disk.next().empty()) continue;
+    const bool made = FileExists(disk.next());
+    TRY_VOID(ChangeDisk(before.id(), disk.controller(), disk.lun(), [made](config::Disk* settled) {
+      if (made) settled->set_path(settled->next());
+      settled->clear_next();
+    }));
+  }
+  return {};
+}
+
+/// A worker whose disks have changed while vmmd was away.
+void Inventory::TakeOverDisks(const Record& record, const config::Vm& worker) {
+  const config::Vm before = record.config;
+  for (const config::Disk& known : before.disks()) {
+    for (const config::Disk& now : worker.disks()) {
+      if (known.kind() != config::HARD_DISK || now.kind() != config::HARD_DISK ||
+          now.controller() != known.controller() || now.lun() != known.lun() ||
+          now.path() == known.path())
+        continue;
+      const auto stored =
+          ChangeDisk(before.id(), known.controller(), known.lun(), [&now](config::Disk* disk) {
+            disk->set_path(now.path());
+            disk->clear_next();
+          });
+      if (!stored.ok()) spdlog::error("storing '{}': {}", before.name(), stored.error().ToString());
+    }
+  }
+}
+
+void Inventory::InsertDvd(const std::string& id, uint32_t controller, uint32_t lun,
+                          const std::string& path, Done done) {
+  if (path.empty()) return done(Error(Code::kInvalidArgument, "the image to insert has no name"));
+  worker::Request request;
+  request.mutable_insert_dvd()->set_controller(controller);
+  request.mutable_insert_dvd()->set_lun(lun);
+  request.mutable_insert_dvd()->set_path(path);
+  config::Disk drive;
+  drive.set_controller(controller);
+  drive.set_lun(lun);
+  drive.set_path(path);
+  ChangeDisc(id, std::move(drive), std::move(request), std::move(done));
+}
+
+void Inventory::EjectDvd(const std::string& id, uint32_t controller, uint32_t lun, bool force,
+                         Done done) {
+  worker::Request request;
+  request.mutable_eject_dvd()->set_controller(controller);
+  request.mutable_eject_dvd()->set_lun(lun);
+  request.mutable_eject_dvd()->set_force(force);
+  config::Disk drive;
+  drive.set_controller(controller);
+  drive.set_lun(lun);
+  ChangeDisc(id, std::move(drive), std::move(request), std::move(done));
+}
+
+/// `drive` as it is to be afterwards.
+void Inventory::ChangeDisc(const std::string& id, config::Disk drive, worker::Request request,
+                           Done done) {
+  drive.set_kind(config::DVD);
+  // The machine as it is to be, if it has the drive.
+  const auto changed = [drive](config::Vm vm) -> Result<config::Vm> {
+    for (config::Disk& disk : *vm.mutable_disks()) {
+      if (disk.kind() != config::DVD || disk.controller() != drive.controller() ||
+          disk.lun() != drive.lun())
+        continue;
+      disk.set_path(drive.path());
+      TRY_VOID(ValidateDisk(vm, disk));
+      return vm;
+    }
+    return MakeError(Code::kNotFound,
+                     "'{}' has no DVD drive on controller {} at location {}; 'vmctl vm show' lists "
+                     "them",
+                     vm.name(), drive.controller(), drive.lun());
+  };
+  ChangeConfig(id, changed, std::move(request), std::move(done));
+}
+
+void Inventory::SetDiskQos(const std::string& id, uint32_t controller, uint32_t lun,
+                           const config::DiskQosChange& change, Done done) {
+  const auto changed = [=](config::Vm vm) -> Result<config::Vm> {
+    for (config::Disk& disk : *vm.mutable_disks()) {
+      if (disk.controller() != controller || disk.lun() != lun) continue;
+      ChangeDiskQos(change, disk.mutable_qos());
+      TRY_VOID(ValidateDisk(vm, disk));
+      return vm;
+    }
+    return MakeError(Code::kNotFound,
+                     "'{}' has no disk on controller {} at location {}; 'vmctl disk list' lists "
+                     "them",
+                     vm.name(), controller, lun);
+  };
+  worker::Request request;
+  request.mutable_set_disk_qos()->set_controller(controller);
+  request.mutable_set_disk_qos()->set_lun(lun);
+  *request.mutable_set_disk_qos()->mutable_change() = change;
+  ChangeConfig(id, changed, std::move(request), std::move(done));
+}
+
+/// Checks the change, has the running machine make it, and then stores it.
+void Inventory::ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
+                             Done done) {
+  Record* record = Find(id);
+  if (record == nullptr)
+    return done(MakeError(Code::kNotFound, "there is no virtual machine '{}'", id));
+  if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
+  if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
+  if (auto valid = changed(record->config); !valid.ok()) return done(std::move(valid.error()));
+  const auto store = [this, id, changed]() -> Result<void> {
+    Record* target = Find(id);
+    if (target == nullptr) return {};
+    config::Vm vm = TRY(changed(target->config));
+    TRY_VOID(store_->Save(vm));
+    target->config = std::move(vm);
+    return {};
+  };
+  if (!record->active()) return done(store());
+  done = InFlight(*record, std::move(done));
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [done = std::move(done), store](const Result<worker::Reply>& reply) {
+         done(reply.ok() ? store() : Result<void>(reply.error()));
+       });
+}
+
+}  // namespace kvmbus::vmm
