@@ -32,6 +32,7 @@ class FakeWorker {
       : loop_(loop), listener_(vmm::ListenUnix(path).value()), answer_(std::move(answer)) {
     process_ = ListenInAProcess();
     (void)loop_.Watch(listener_.get(), EPOLLIN, [this](uint32_t) {
+      HangUp();
       client_ = vmm::AcceptUnix(listener_.get());
       (void)loop_.Watch(client_.get(), EPOLLIN, [this](uint32_t) { Read(); });
     });
@@ -46,6 +47,7 @@ class FakeWorker {
     if (!client_.valid()) return;
     loop_.Unwatch(client_.get());
     client_.Reset();
+    in_.clear();
   }
 
  private:
@@ -72,7 +74,7 @@ class FakeWorker {
   void Read() {
     char buffer[8192];
     const ssize_t n = ::recv(client_.get(), buffer, sizeof(buffer), 0);
-    if (n <= 0) return;
+    if (n <= 0) return HangUp();
     in_.append(buffer, static_cast<size_t>(n));
     uint32_t size = 0;
     while (in_.size() >= sizeof(size)) {

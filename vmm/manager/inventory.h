@@ -149,6 +149,7 @@ class Inventory {
   void FindEnded(Record& record);
   void TryConnect(Record& record);
   Result<void> Connect(Record& record);
+  void Reconnect(const std::string& id);
   void DropLink(const std::string& id);
   void SayHello(Record& record);
   void OnHello(Record& record, const worker::HelloReply& hello);
@@ -160,6 +161,7 @@ class Inventory {
   Done InFlight(Record& record, Done done);
   Result<void> SettleDisks(Record& record);
   void TakeOverDisks(const Record& record, const config::Vm& worker);
+  void UndoAttach(const std::string& id, const config::Disk& disk, const Error& why, Done done);
   void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
   void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,
                     Done done);

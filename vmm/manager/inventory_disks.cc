@@ -63,11 +63,28 @@ void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done
                     *request.mutable_attach_disk()->mutable_disk() = disk;
                     Call(id, std::move(request), kDiskTimeoutNs,
                          [this, id, disk, store, done](const Result<worker::Reply>& reply) {
-                           if (reply.ok()) return done(store());
-                           ReleaseSharedDisk(id, disk.path());
-                           done(reply.error());
+                           if (!reply.ok()) {
+                             ReleaseSharedDisk(id, disk.path());
+                             return done(reply.error());
+                           }
+                           if (const auto stored = store(); !stored.ok())
+                             return UndoAttach(id, disk, stored.error(), done);
+                           done({});
                          });
                   });
+}
+
+/// The guest keeps no disk that the configuration does not have.
+void Inventory::UndoAttach(const std::string& id, const config::Disk& disk, const Error& why,
+                           Done done) {
+  worker::Request request;
+  request.mutable_detach_disk()->set_controller(disk.controller());
+  request.mutable_detach_disk()->set_lun(disk.lun());
+  Call(id, std::move(request), kDiskTimeoutNs,
+       [this, id, disk, why, done = std::move(done)](const Result<worker::Reply>& reply) {
+         if (reply.ok()) ReleaseSharedDisk(id, disk.path());
+         done(why);
+       });
 }
 
 void Inventory::DetachDisk(const std::string& id, uint32_t controller, uint32_t lun, Done done) {

@@ -155,20 +155,68 @@ TEST_F(InventoryTest, AWorkerOfAnotherProtocolIsLeftAloneUntilItIsTurnedOff) {
   EXPECT_EQ(other_requests, 0);
 }
 
-TEST_F(InventoryTest, NoJobBeginsWhileADiskIsAttached) {
-  inventory_.reset();
-  ASSERT_TRUE(Store()->Save(vm_).ok());
-  SleepingProcess process;
-  StartWorker([&](const worker::Request& request) {
-    worker::Reply reply;
-    if (request.has_hello())
-      Greet(vm_, worker::RUNNING, process.pid(), &reply);
-    else
+class RunningMachineTest : public InventoryTest {
+ protected:
+  RunningMachineTest() {
+    inventory_.reset();
+    EXPECT_TRUE(Store()->Save(vm_).ok());
+    StartWorker([this](const worker::Request& request) {
+      worker::Reply reply;
       reply.mutable_status();
-    return reply;
-  });
-  Open();
-  Turn([this] { return inventory_->Get(kId)->status.pid() != 0; });
+      if (request.has_hello()) Greet(vm_, worker::RUNNING, process_.pid(), &reply);
+      if (request.has_hello()) ++hellos_;
+      if (request.has_detach_disk()) ++detached_;
+      if (request.has_attach_disk() && on_attach_) on_attach_();
+      return reply;
+    });
+    Open();
+    Turn([this] { return hellos_ == 1; });
+  }
+
+  SleepingProcess process_;
+  int hellos_ = 0, detached_ = 0;
+  std::function<void()> on_attach_;
+};
+
+TEST_F(RunningMachineTest, AWorkerThatHangsUpIsConnectedToAgain) {
+  worker_->HangUp();
+  Turn([this] { return hellos_ == 2; });
+  std::optional<Result<void>> result;
+  const auto shut_down = [&] {
+    inventory_->Shutdown(kId, false, false, [&](const Result<void>& done) { result = done; });
+  };
+  shut_down();
+  Turn([&] { return result.has_value(); });
+  EXPECT_TRUE(result->ok()) << result->error().ToString();
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::RUNNING);
+}
+
+TEST_F(RunningMachineTest, AWorkerThatHangsUpAndEndsIsNot) {
+  worker_->HangUp();
+  process_.Kill();
+  Turn([this] { return inventory_->Get(kId)->status.state() == worker::OFF; });
+  for (int i = 0; i < 40; ++i) loop_->RunOnce(10);
+  EXPECT_EQ(hellos_, 1);
+}
+
+/// Else the guest would have a disk that the next start does not know.
+TEST_F(RunningMachineTest, AnAttachedDiskThatCannotBeStoredIsTakenAway) {
+  const std::string folder = folder_ + "/state/Virtual Machines";
+  on_attach_ = [&] {
+    std::filesystem::rename(folder, folder + ".gone");
+    std::ofstream(folder) << "no folder";
+  };
+  config::Disk disk;
+  disk.set_path("/a.vhdx");
+  std::optional<Result<void>> attached;
+  inventory_->AttachDisk(kId, disk, [&](const Result<void>& result) { attached = result; });
+  Turn([&] { return attached.has_value(); });
+  EXPECT_FALSE(attached->ok());
+  EXPECT_EQ(detached_, 1);
+  EXPECT_EQ(inventory_->Get(kId)->config.disks_size(), 0);
+}
+
+TEST_F(RunningMachineTest, NoJobBeginsWhileADiskIsAttached) {
   config::Disk disk;
   disk.set_path("/a.vhdx");
   std::optional<Result<void>> attached;

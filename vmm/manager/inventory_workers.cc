@@ -19,6 +19,8 @@ namespace {
 /// A worker listens some milliseconds after its start, and what is lost to waiting stays a small
 /// part of that: each try comes an eighth later than the one before it.
 constexpr uint64_t kConnectDelayNs = 1'000'000, kConnectDelayLimitNs = 10'000'000;
+/// After a worker hung up: if it ends, that is known by then.
+constexpr uint64_t kReconnectDelayNs = 200'000'000;
 constexpr uint64_t kHelloTimeoutNs = 30'000'000'000;
 constexpr uint64_t kTurnOffTimeoutNs = 60'000'000'000;
 constexpr uint64_t kShutdownTimeoutNs = 60'000'000'000;
@@ -171,10 +173,24 @@ Result<void> Inventory::Connect(Record& record) {
   callbacks.status = [this, raw = &record](const worker::Status& status) {
     OnStatus(*raw, status);
   };
+  callbacks.closed = [this, id = record.config.id()] { Reconnect(id); };
   record.link = TRY(WorkerLink::Connect(loop_, RunDirOf(record.config.id()) + "/worker.sock",
                                         std::move(callbacks)));
   SayHello(record);
   return {};
+}
+
+/// A worker hangs up on a vmmd that has stood still for long; the guest has run on.
+void Inventory::Reconnect(const std::string& id) {
+  Record* record = Find(id);
+  if (record == nullptr || !record->active()) return;
+  loop_.CancelTimer(record->connect_timer);
+  record->connect_delay_ns = kConnectDelayNs;
+  record->connect_timer = loop_.AddTimer(kReconnectDelayNs, [this, record] {
+    spdlog::warn("'{}': its worker (process {}) hung up, and is connected to again",
+                 record->config.name(), record->process.pid);
+    TryConnect(*record);
+  });
 }
 
 /// Until it is answered: a worker that loads its memory, or works on its disks, is silent for long.

@@ -35,6 +35,7 @@ class WorkerLink {
 
   /// The process that listens, by the kernel's word.
   pid_t pid() const { return pid_; }
+  bool is_open() const { return connection_ != nullptr; }
 
   /// `reply` comes once: the worker's answer, its failure as an Error, or kDeadlineExceeded.
   void Call(worker::Request request, uint64_t timeout_ns, ReplyFunction reply);
