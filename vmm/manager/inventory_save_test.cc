@@ -44,10 +44,17 @@ class InventorySaveTest : public ManagerTest {
     inventory_->SetImageWorker(&merge_);
   }
 
-  worker::Reply Answer(const worker::Request& request) {
+  std::optional<worker::Reply> Answer(const worker::Request& request) {
     worker::Reply reply;
     if (request.has_hello()) {
       Greet(vm_, state_, process_.pid(), &reply);
+    } else if (request.has_status()) {
+      ++asked_;
+      reply.mutable_status()->set_state(state_);
+      reply.mutable_status()->set_capturing(capturing_);
+    } else if (request.has_capture() && hangs_up_) {
+      capturing_ = true;
+      return std::nullopt;
     } else if (request.has_capture()) {
       ++captures_;
       EXPECT_TRUE(request.capture().stop() && request.capture().compress());
@@ -77,9 +84,9 @@ class InventorySaveTest : public ManagerTest {
   }
 
   SleepingProcess process_;
-  bool fails_ = false;
+  bool fails_ = false, hangs_up_ = false, capturing_ = false;
   worker::State state_ = worker::RUNNING;
-  int captures_ = 0;
+  int captures_ = 0, asked_ = 0;
   SlowMerge merge_;
   std::optional<Result<void>> result_;
 };
@@ -215,6 +222,23 @@ TEST_F(InventorySaveTest, ASaveIsAJobThatAnotherVmmdFinds) {
   const std::string done = states->Save(kId, true, "third")->id();
   Turn([&] { return ended(done); });
   EXPECT_EQ(state_of(done), config::JOB_DONE) << jobs->Get(done)->error();
+  EXPECT_TRUE(inventory_->Get(kId)->config.saved());
+}
+
+TEST_F(InventorySaveTest, ASaveWhoseWorkerHangsUpIsWaitedFor) {
+  auto jobs = Jobs::Open(folder_ + "/jobs", loop_->clock()).value();
+  StateJobs states(*loop_, *inventory_, *jobs);
+  hangs_up_ = true;
+  const std::string job = states.Save(kId, true, "")->id();
+  Turn([this] { return asked_ > 1; });
+  EXPECT_EQ(jobs->Get(job)->state(), config::JOB_RUNNING);
+  EXPECT_EQ(inventory_->Reserve(kId, "another").error().code(), Code::kFailedPrecondition);
+  // It has gone on, and hangs up again before it says so.
+  state_ = worker::SAVED;
+  capturing_ = false;
+  worker_->HangUp();
+  Turn([&] { return jobs->Get(job)->state() != config::JOB_RUNNING; });
+  EXPECT_EQ(jobs->Get(job)->state(), config::JOB_DONE) << jobs->Get(job)->error();
   EXPECT_TRUE(inventory_->Get(kId)->config.saved());
 }
 

@@ -31,8 +31,13 @@ Result<config::Job> StateJobs::Save(const std::string& vm, bool compress,
   if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
   const config::Job job = TRY(Begin(config::SAVE_VM, vm, request_id));
   follower_.Follow(job.id(), vm);
-  inventory_.Save(vm, compress, [this, alive = alive_, id = job.id()](const Result<void>& saved) {
-    if (*alive) End(id, saved);
+  inventory_.Save(vm, compress, [this, alive = alive_, job](const Result<void>& saved) {
+    if (!*alive) return;
+    // Nobody has heard from the worker how it went.
+    if (!saved.ok() && (saved.error().code() == Code::kUnavailable ||
+                        saved.error().code() == Code::kDeadlineExceeded))
+      return AwaitSave(job);
+    End(job.id(), saved);
   });
   return jobs_.Get(job.id());
 }
@@ -48,9 +53,17 @@ Result<config::Job> StateJobs::Upgrade(const std::string& vm, bool discard_saved
 void StateJobs::Recover() {
   for (const config::Job& job : jobs_.Unfinished()) {
     if (job.kind() == config::UPGRADE_VM) Settle(job);
-    if (job.kind() != config::SAVE_VM) continue;
-    follower_.AwaitEnd(job.id(), job.vm(), [this, job] { Settle(job); });
+    if (job.kind() == config::SAVE_VM) AwaitSave(job);
   }
+}
+
+/// Of one whose worker has it, or has had it.
+void StateJobs::AwaitSave(const config::Job& job) {
+  const bool reserved = inventory_.Reserve(job.vm(), "it is being saved").ok();
+  follower_.AwaitEnd(job.id(), job.vm(), [this, job, reserved] {
+    if (reserved) inventory_.Release(job.vm());
+    Settle(job);
+  });
 }
 
 /// By what has become of the machine.
@@ -61,8 +74,8 @@ void StateJobs::Settle(const config::Job& job) {
                                                      : view->config.version() != kVersion50;
   End(job.id(), is_done ? Result<void>()
                         : Error(Code::kAborted,
-                                "vmmd ended in the middle of it; the virtual "
-                                "machine is what it was, or has ended"));
+                                "vmmd or the worker was gone in the middle of it; the "
+                                "virtual machine is what it was, or has ended"));
 }
 
 }  // namespace kvmbus::vmm

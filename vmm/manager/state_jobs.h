@@ -32,6 +32,7 @@ class StateJobs {
                             const std::string& request_id);
   void End(const std::string& job, const Result<void>& result);
   void Recover();
+  void AwaitSave(const config::Job& job);
   void Settle(const config::Job& job);
 
   Inventory& inventory_;
