@@ -3,15 +3,16 @@
 // flushed and nothing that was never written, and can be merged again.
 #include <optional>
 
+#include "tests/fakes/acceptable_content.h"
 #include "virtdev/disk/live/live_disk.h"
 #include "virtdev/disk/vhd/vhd_test_image.h"
-#include "virtdev/disk/vhdx/vhdx_crash_content.h"
 #include "virtdev/disk/vhdx/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 using namespace vhdx_test;
+using tests::AcceptableContent;
 using vmm::Result;
 
 constexpr uint64_t kBytes = 3u << 20;

@@ -3,13 +3,14 @@
 // what was flushed, and nothing that was never written.
 #include <optional>
 
-#include "virtdev/disk/vhdx/vhdx_crash_content.h"
+#include "tests/fakes/acceptable_content.h"
 #include "virtdev/disk/vhdx/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 using namespace vhdx_test;
+using tests::AcceptableContent;
 
 constexpr uint64_t kOld = (3u << 20) - 3 * kUnit;  // the last block is not whole
 constexpr uint64_t kNear = 5u << 20;

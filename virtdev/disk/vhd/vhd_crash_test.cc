@@ -4,35 +4,22 @@
 
 #include <optional>
 
+#include "tests/fakes/acceptable_content.h"
 #include "virtdev/disk/vhd/vhd_test_image.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 using namespace vhd_test;
+using tests::AcceptableContent;
+using tests::LiveUntilCut;
 
 constexpr uint64_t kUnits = kDiskBytes / kUnit;
 constexpr uint64_t kUnitsABlock = kBlock / kUnit;
 
-/// What each 4 KiB of the disk may hold after a power cut: what it held at the last flush, or
-/// anything since.
-class AcceptableContent {
- public:
-  explicit AcceptableContent(const Bytes& disk) : values_(kUnits) {
-    for (uint64_t unit = 0; unit < kUnits; ++unit) values_[unit] = {disk[unit * kUnit]};
-  }
-  void Wrote(uint64_t unit, uint8_t value) { values_[unit].push_back(value); }
-  void Flushed() {
-    for (auto& value : values_) value.erase(value.begin(), value.end() - 1);
-  }
-  bool Allows(uint64_t unit, const uint8_t* bytes) const {
-    if (std::memcmp(bytes, bytes + 1, kUnit - 1) != 0) return false;  // torn within a sector
-    return std::find(values_[unit].begin(), values_[unit].end(), bytes[0]) != values_[unit].end();
-  }
-
- private:
-  std::vector<Bytes> values_;
-};
+AcceptableContent ContentOf(const Bytes& disk) {
+  return {kUnits, kUnit, [&disk](uint64_t unit) { return disk[unit * kUnit]; }};
+}
 
 /// What lies below: each unit has a value of its own, never one that a write has.
 Bytes ParentContent() {
@@ -58,7 +45,7 @@ class VhdCrashTest : public testing::TestWithParam<Kind> {
   }
 
   /// True if it was a flush.
-  bool Step(Image& image, std::mt19937_64& random, AcceptableContent* content) {
+  bool Step(Image& image, std::mt19937_64& random, AcceptableContent& content) {
     const uint64_t unit = random() % kUnits;
     const uint64_t block = unit / kUnitsABlock;
     switch (random() % 8) {
@@ -69,43 +56,22 @@ class VhdCrashTest : public testing::TestWithParam<Kind> {
       case 2:
         for (uint64_t i = block * kUnitsABlock; i < (block + 1) * kUnitsABlock; ++i) {
           if (GetParam() == Kind::kDynamic || (parent() && IsHere(image, i * kUnit)))
-            content->Wrote(i, 0);
+            content.Wrote(i, 0);
         }
         EXPECT_TRUE(image.Unmap(block * kBlock, kBlock).ok());
         break;
       case 3:
-        content->Wrote(unit, 0);
+        content.Wrote(unit, 0);
         EXPECT_TRUE(image.WriteZeroes(unit * kUnit, kUnit).ok());
         break;
       default: {
         const uint64_t count = std::min<uint64_t>(1 + random() % 4, kUnits - unit);
         const auto value = static_cast<uint8_t>(random() | 1);
-        for (uint64_t i = 0; i < count; ++i) content->Wrote(unit + i, value);
+        content.WroteRange(unit, count, value);
         Write(image, unit * kUnit, Bytes(count * kUnit, value));
       }
     }
     return false;
-  }
-
-  /// One machine's life until its power is cut before event number `cut_at`, or to the end of its
-  /// work. Returns what the medium holds then.
-  SparseBytes Live(CrashMedium& medium, std::mt19937_64& random, uint64_t cut_at, int steps,
-                   AcceptableContent* content) {
-    std::optional<SparseBytes> cut;
-    medium.on_event = [&] {
-      if (!cut && cut_at-- == 0) cut = medium.Crash(random);
-    };
-    auto image = Open(medium);
-    for (int step = 0; image && step < steps && !cut; ++step) {
-      if (Step(*image, random, content) && !cut) content->Flushed();
-    }
-    if (image && !cut && random() % 4 == 0) {
-      EXPECT_TRUE(image->Close().ok());
-      if (!cut) content->Flushed();
-    }
-    image.reset();
-    medium.on_event = nullptr;
-    return cut ? *cut : medium.Crash(random);
   }
 
   /// The image is sound and holds what it may.
@@ -139,16 +105,19 @@ TEST_P(VhdCrashTest, NothingFlushedIsLostAndNothingElseIsGarbage) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     std::mt19937_64 random(seed);
     CrashMedium medium = Medium(seed);
-    AcceptableContent content(FirstContent());
+    AcceptableContent content = ContentOf(FirstContent());
     const int lives = 1 + static_cast<int>(random() % 3);
     for (int life = 0; life < lives; ++life) {
       const int steps = 8 + static_cast<int>(random() % 30);
-      const SparseBytes left = Live(medium, random, random() % 300, steps, &content);
+      const SparseBytes left = LiveUntilCut(
+          medium, random, random() % 300, steps, content,
+          [](CrashMedium& opened) { return Open(opened); },
+          [&](Image& image) { return Step(image, random, content); });
       medium = CrashMedium(left);
       CrashMedium copy(left);
       ASSERT_NO_FATAL_FAILURE(ExpectSurvived(copy, content));
       // What was found once is there for good: a second crash may not bring back anything else.
-      content = AcceptableContent(Read(*Open(copy), 0, kDiskBytes, parent()));
+      content.Found(Read(*Open(copy), 0, kDiskBytes, parent()));
     }
   }
 }
@@ -163,7 +132,7 @@ TEST_P(VhdCrashTest, EveryMomentOfAScenario) {
       std::mt19937_64 random(cut_at * 4 + round);
       std::optional<SparseBytes> cut;
       uint64_t event = 0;
-      AcceptableContent content(FirstContent());
+      AcceptableContent content = ContentOf(FirstContent());
       medium.on_event = [&] {
         if (event++ == cut_at) cut = medium.Crash(random);
       };
@@ -201,7 +170,7 @@ TEST_P(VhdCrashTest, EveryMomentOfAScenario) {
 // The machine dies while footers are mended, and again, and again.
 TEST_P(VhdMendingTest, AMendingThatIsCutIsRepeated) {
   CrashMedium whole = Medium(1);
-  AcceptableContent content(FirstContent());
+  AcceptableContent content = ContentOf(FirstContent());
   {
     auto image = Open(whole);
     Write(*image, kBlock, Bytes(kUnit, 9));

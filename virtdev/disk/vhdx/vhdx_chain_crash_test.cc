@@ -4,13 +4,15 @@
 
 #include <optional>
 
-#include "virtdev/disk/vhdx/vhdx_crash_content.h"
+#include "tests/fakes/acceptable_content.h"
 #include "virtdev/disk/vhdx/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 using namespace vhdx_test;
+using tests::AcceptableContent;
+using tests::LiveUntilCut;
 
 constexpr uint64_t kSectorBytes = 512;
 constexpr uint64_t kCrashDiskBytes = 3u << 20;
@@ -43,67 +45,35 @@ AcceptableContent ParentsContent() {
   return {kCrashDiskBytes / kSectorBytes, kSectorBytes, ParentValue};
 }
 
-/// One machine's life up to its power cut.
-class Life {
- public:
-  Life(CrashMedium& medium, std::mt19937_64& random, AcceptableContent& content)
-      : medium_(medium), random_(random), content_(content) {}
-
-  /// Runs until the power is cut before event number `cut_at`, or to the end of its work. Returns
-  /// what the medium holds then.
-  SparseBytes Run(uint64_t cut_at, int steps) {
-    medium_.on_event = [this, &cut_at] {
-      if (!cut_ && cut_at-- == 0) cut_ = medium_.Crash(random_);
-    };
-    {
-      auto image = TryOpen(medium_);
-      EXPECT_TRUE(image.ok()) << image.error().ToString();
-      for (int step = 0; image.ok() && step < steps && !cut_; ++step) Step(**image);
-      if (image.ok() && !cut_ && random_() % 4 == 0) {
-        EXPECT_TRUE((*image)->Close().ok());
-        if (!cut_) content_.Flushed();
-      }
-    }
-    medium_.on_event = nullptr;
-    return cut_ ? *cut_ : medium_.Crash(random_);
+bool Step(Image& image, std::mt19937_64& random, AcceptableContent& content) {
+  uint64_t first = random() % content.units(), count = 1 + random() % 12;
+  if (random() % 6 == 0) {
+    first = first / kSectorsABlock * kSectorsABlock;
+    count = kSectorsABlock;
   }
-
- private:
-  void Step(Image& image) {
-    uint64_t first = random_() % content_.units(), count = 1 + random_() % 12;
-    if (random_() % 6 == 0) {
-      first = first / kSectorsABlock * kSectorsABlock;
-      count = kSectorsABlock;
-    }
-    count = std::min(count, content_.units() - first);
-    const uint64_t offset = first * kSectorBytes, length = count * kSectorBytes;
-    switch (random_() % 8) {
-      case 0:
-      case 1:
-        EXPECT_TRUE(image.Flush().ok());
-        if (!cut_) content_.Flushed();
-        break;
-      case 2:
-        content_.WroteRange(first, count, 0);
-        EXPECT_TRUE(image.Unmap(offset, length).ok());
-        break;
-      case 3:
-        content_.WroteRange(first, count, 0);
-        EXPECT_TRUE(image.WriteZeroes(offset, length).ok());
-        break;
-      default: {
-        const auto value = static_cast<uint8_t>(2 + random_() % 127 * 2);
-        content_.WroteRange(first, count, value);
-        Write(image, offset, Bytes(length, value));
-      }
+  count = std::min(count, content.units() - first);
+  const uint64_t offset = first * kSectorBytes, length = count * kSectorBytes;
+  switch (random() % 8) {
+    case 0:
+    case 1:
+      EXPECT_TRUE(image.Flush().ok());
+      return true;
+    case 2:
+      content.WroteRange(first, count, 0);
+      EXPECT_TRUE(image.Unmap(offset, length).ok());
+      break;
+    case 3:
+      content.WroteRange(first, count, 0);
+      EXPECT_TRUE(image.WriteZeroes(offset, length).ok());
+      break;
+    default: {
+      const auto value = static_cast<uint8_t>(2 + random() % 127 * 2);
+      content.WroteRange(first, count, value);
+      Write(image, offset, Bytes(length, value));
     }
   }
-
-  CrashMedium& medium_;
-  std::mt19937_64& random_;
-  AcceptableContent& content_;
-  std::optional<SparseBytes> cut_;
-};
+  return false;
+}
 
 /// The image is sound and holds what it may; a second crash may not bring back anything else.
 void ExpectSurvived(CrashMedium& medium, AcceptableContent& content) {
@@ -130,8 +100,11 @@ TEST(VhdxChainCrashTest, NothingFlushedIsLostAndNothingElseIsGarbage) {
     AcceptableContent content = ParentsContent();
     const int lives = 1 + static_cast<int>(random() % 3);
     for (int life = 0; life < lives; ++life) {
-      const SparseBytes left =
-          Life(medium, random, content).Run(random() % 600, 8 + static_cast<int>(random() % 40));
+      const uint64_t cut_at = random() % 600;
+      const SparseBytes left = LiveUntilCut(
+          medium, random, cut_at, 8 + static_cast<int>(random() % 40), content,
+          [](CrashMedium& opened) { return Open(opened); },
+          [&](Image& image) { return Step(image, random, content); });
       medium = CrashMedium(left);
       CrashMedium copy(left);
       ASSERT_NO_FATAL_FAILURE(ExpectSurvived(copy, content));

@@ -4,13 +4,15 @@
 
 #include <optional>
 
-#include "virtdev/disk/vhdx/vhdx_crash_content.h"
+#include "tests/fakes/acceptable_content.h"
 #include "virtdev/disk/vhdx/vhdx_test_image.h"
 
 namespace kvmbus::virtdev {
 namespace {
 
 using namespace vhdx_test;
+using tests::AcceptableContent;
+using tests::LiveUntilCut;
 
 constexpr uint64_t kCrashDiskBytes = 5u << 20;
 
@@ -24,64 +26,32 @@ AcceptableContent EmptyDisk() {
   return {kCrashDiskBytes / kUnit, kUnit, [](uint64_t) -> uint8_t { return 0; }};
 }
 
-/// One machine's life up to its power cut.
-class Life {
- public:
-  Life(CrashMedium& medium, std::mt19937_64& random, AcceptableContent& content)
-      : medium_(medium), random_(random), content_(content) {}
-
-  /// Runs until the power is cut before event number `cut_at`, or to the end of its work. Returns
-  /// what the medium holds then.
-  SparseBytes Run(uint64_t cut_at, int steps) {
-    medium_.on_event = [this, &cut_at] {
-      if (!cut_ && cut_at-- == 0) cut_ = medium_.Crash(random_);
-    };
-    {
-      auto image = TryOpen(medium_);
-      EXPECT_TRUE(image.ok()) << image.error().ToString();
-      for (int step = 0; image.ok() && step < steps && !cut_; ++step) Step(**image);
-      if (image.ok() && !cut_ && random_() % 4 == 0) {
-        EXPECT_TRUE((*image)->Close().ok());
-        if (!cut_) content_.Flushed();
-      }
-    }
-    medium_.on_event = nullptr;
-    return cut_ ? *cut_ : medium_.Crash(random_);
-  }
-
- private:
-  void Step(Image& image) {
-    constexpr uint64_t kUnitsABlock = kBlock / kUnit;
-    const uint64_t unit = random_() % content_.units();
-    const uint64_t block = unit / kUnitsABlock;
-    switch (random_() % 8) {
-      case 0:
-      case 1:
-        EXPECT_TRUE(image.Flush().ok());
-        if (!cut_) content_.Flushed();
-        break;
-      case 2:
-        content_.WroteRange(block * kUnitsABlock, kUnitsABlock, 0);
-        EXPECT_TRUE(image.Unmap(block * kBlock, kBlock).ok());
-        break;
-      case 3:
-        content_.Wrote(unit, 0);
-        EXPECT_TRUE(image.WriteZeroes(unit * kUnit, kUnit).ok());
-        break;
-      default: {
-        const uint64_t count = std::min<uint64_t>(1 + random_() % 4, content_.units() - unit);
-        const auto value = static_cast<uint8_t>(random_() | 1);
-        content_.WroteRange(unit, count, value);
-        Write(image, unit * kUnit, Bytes(count * kUnit, value));
-      }
+bool Step(Image& image, std::mt19937_64& random, AcceptableContent& content) {
+  constexpr uint64_t kUnitsABlock = kBlock / kUnit;
+  const uint64_t unit = random() % content.units();
+  const uint64_t block = unit / kUnitsABlock;
+  switch (random() % 8) {
+    case 0:
+    case 1:
+      EXPECT_TRUE(image.Flush().ok());
+      return true;
+    case 2:
+      content.WroteRange(block * kUnitsABlock, kUnitsABlock, 0);
+      EXPECT_TRUE(image.Unmap(block * kBlock, kBlock).ok());
+      break;
+    case 3:
+      content.Wrote(unit, 0);
+      EXPECT_TRUE(image.WriteZeroes(unit * kUnit, kUnit).ok());
+      break;
+    default: {
+      const uint64_t count = std::min<uint64_t>(1 + random() % 4, content.units() - unit);
+      const auto value = static_cast<uint8_t>(random() | 1);
+      content.WroteRange(unit, count, value);
+      Write(image, unit * kUnit, Bytes(count * kUnit, value));
     }
   }
-
-  CrashMedium& medium_;
-  std::mt19937_64& random_;
-  AcceptableContent& content_;
-  std::optional<SparseBytes> cut_;
-};
+  return false;
+}
 
 /// The image is sound and holds what it may; a second crash may not bring back anything else.
 void ExpectSurvived(CrashMedium& medium, AcceptableContent& content) {
@@ -110,8 +80,11 @@ TEST(VhdxCrashTest, NothingFlushedIsLostAndNothingElseIsGarbage) {
     AcceptableContent content = EmptyDisk();
     const int lives = 1 + static_cast<int>(random() % 3);
     for (int life = 0; life < lives; ++life) {
-      const SparseBytes left =
-          Life(medium, random, content).Run(random() % 400, 8 + static_cast<int>(random() % 30));
+      const uint64_t cut_at = random() % 400;
+      const SparseBytes left = LiveUntilCut(
+          medium, random, cut_at, 8 + static_cast<int>(random() % 30), content,
+          [](CrashMedium& opened) { return Open(opened); },
+          [&](Image& image) { return Step(image, random, content); });
       medium = CrashMedium(left);
       CrashMedium copy(left);
       ASSERT_NO_FATAL_FAILURE(ExpectSurvived(copy, content));
