@@ -48,6 +48,7 @@ class InventorySaveTest : public ManagerTest {
     worker::Reply reply;
     if (request.has_hello()) {
       Greet(vm_, state_, process_.pid(), &reply);
+      reply.mutable_hello()->mutable_status()->set_capturing(capturing_);
     } else if (request.has_status()) {
       ++asked_;
       reply.mutable_status()->set_state(state_);
@@ -164,6 +165,23 @@ TEST_F(InventorySaveTest, NorDoesOneThatIsKilledWithVmmd) {
   Open();
   EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::OFF);
   ExpectTidy();
+}
+
+/// vmmd was killed between its guest's going on and this.
+TEST_F(InventorySaveTest, WhatAnEarlierServiceHasRestoredIsTidied) {
+  WriteState();
+  Open();
+  Turn([this] { return std::filesystem::file_size(State()) < 1u << 20; });
+  ExpectTidy();
+}
+
+TEST_F(InventorySaveTest, WhatAWorkerIsSavingIsNotTidied) {
+  capturing_ = true;
+  WriteState();
+  Open();
+  Turn([this] { return inventory_->Get(kId)->status.capturing(); });
+  for (int i = 0; i < 15; ++i) loop_->RunOnce(10);
+  EXPECT_EQ(std::filesystem::file_size(State()), 1u << 20);
 }
 
 TEST_F(InventorySaveTest, AWorkerThatEndsBeforeItSaysWhoItIsDoesNotRun) {

@@ -218,6 +218,9 @@ void Inventory::OnHello(Record& record, const worker::HelloReply& hello) {
   if (hello.protocol() != worker::PROTOCOL_CURRENT) return OnStranger(record, hello);
   TakeOverDisks(record, hello.config());
   OnStatus(record, hello.status());
+  // It may have been restored, and an earlier vmmd not have come to this.
+  const bool runs = record.status.state() == worker::RUNNING;
+  if (runs && !record.status.capturing()) TidyRestoredSoon(record.config.id());
 }
 
 /// The guest runs on; its worker is not told anything that it could take for something else.
