@@ -57,6 +57,7 @@ class DiskRequest {
   bool unlimited = false;  ///< Storage QoS lets it pass, and does not count it
 
   int error = 0;  ///< result: 0 or an errno (EIO, ENOSPC, EROFS, EINVAL ...)
+  bool command_failed = false;  ///< result, of `command`, whose status says more; `error` stays 0
 
   void* engine = nullptr;  ///< the queue's own, while it is submitted
   struct Qos {

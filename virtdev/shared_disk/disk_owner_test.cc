@@ -257,6 +257,18 @@ TEST_F(SharedDiskTest, LimitsAreOfOneMachineAlone) {
   EXPECT_EQ(other.latency[DiskStatistics::kHeld].count, 0u);
 }
 
+TEST_F(SharedDiskTest, WhatFailedIsCountedSo) {
+  Node node(socket_, 1);
+  ASSERT_TRUE(node.Read(0, 16).good());
+  fake_->InjectError(DiskRequest::Op::kRead, EIO);
+  EXPECT_TRUE(node.Read(0, 16).failed_with(scsi::kReadError));
+  EXPECT_FALSE(node.Read(kDiskBytes / 512, 1).good()) << "there is no such sector";
+  const auto statistics = node.disk->qos()->Statistics();
+  EXPECT_EQ(statistics.latency[DiskStatistics::kRead].count, 3u);
+  EXPECT_EQ(statistics.errors, 1u);
+  EXPECT_EQ(statistics.bytes_read, 8192u);
+}
+
 /// What an owner answers to a growth.
 class Growing {
  public:

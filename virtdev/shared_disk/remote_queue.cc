@@ -32,6 +32,16 @@ void SetFailed(ScsiCommand& command) {
   command.overrun = false;
 }
 
+/// What this machine counts of its disk is told too.
+void End(ScsiCommand& command, DiskRequest& request) {
+  const scsi::SenseKey key = command.sense.key;
+  if (command.status != scsi::Status::kGood) request.length = 0;
+  request.command_failed =
+      command.status == scsi::Status::kCheckCondition &&
+      (key == scsi::SenseKey::kMediumError || key == scsi::SenseKey::kHardwareError);
+  request.completion->OnDiskComplete(request);
+}
+
 bool IsStatus(uint8_t status) {
   switch (static_cast<scsi::Status>(status)) {
     case scsi::Status::kGood:
@@ -61,11 +71,11 @@ RemoteQueue::~RemoteQueue() {
 // --- commands
 
 void RemoteQueue::Submit(DiskRequest& request) {
-  if (request.command == nullptr) {
-    request.error = EOPNOTSUPP;
-  } else if (Forward(*request.command, request)) {
+  if (request.command != nullptr) {
+    if (!Forward(*request.command, request)) End(*request.command, request);
     return;
   }
+  request.error = EOPNOTSUPP;
   request.completion->OnDiskComplete(request);
 }
 
@@ -146,7 +156,7 @@ void RemoteQueue::EndAll(void (*set_status)(ScsiCommand&)) {
   waiting_.clear();
   for (const Flight& flight : flights) {
     set_status(*flight.command);
-    flight.request->completion->OnDiskComplete(*flight.request);
+    End(*flight.command, *flight.request);
   }
 }
 
@@ -251,7 +261,7 @@ bool RemoteQueue::Finish(uint32_t slot) {
   flight.request->length = outcome.bytes_moved;
   flights_[slot] = {};
   free_.push_back(slot);
-  flight.request->completion->OnDiskComplete(*flight.request);
+  End(command, *flight.request);
   return true;
 }
 

@@ -86,7 +86,7 @@ void QosQueue::OnDiskComplete(DiskRequest& request) {
 
 void QosQueue::Count(const DiskRequest& request, uint64_t now_ns) {
   statistics_.latency[KindOf(request.op)].Add(now_ns - request.qos.since_ns);
-  if (request.error != 0) return statistics_.errors.Add();
+  if (request.error != 0 || request.command_failed) return statistics_.errors.Add();
   if (request.op == Op::kRead) statistics_.bytes_read.Add(request.length);
   if (request.op == Op::kWrite) statistics_.bytes_written.Add(request.length);
   if (request.op != Op::kFlush) statistics_.normalized_ios.Add(UnitsOf(request));
