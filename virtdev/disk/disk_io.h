@@ -56,7 +56,7 @@ class DiskRequest {
   ScsiCommand* command = nullptr;
   bool unlimited = false;  ///< Storage QoS lets it pass, and does not count it
 
-  int error = 0;  ///< result: 0 or an errno (EIO, ENOSPC, EROFS, EINVAL ...)
+  int error = 0;                ///< result: 0 or an errno (EIO, ENOSPC, EROFS, EINVAL ...)
   bool command_failed = false;  ///< result, of `command`, whose status says more; `error` stays 0
 
   void* engine = nullptr;  ///< the queue's own, while it is submitted
