@@ -103,8 +103,8 @@ class Board final : public CaptureSource {
   /// Whether the disks can have the children that are asked for, and none is left out that is
   /// written. kFailedPrecondition, kUnimplemented.
   vmm::Result<void> CheckChildren(const worker::CaptureRequest& request);
-  vmm::Result<void> PrepareChild(uint32_t controller, uint32_t lun,
-                                 const std::string& path) override;
+  vmm::Result<MakeChild> ChildMaker(uint32_t controller, uint32_t lun,
+                                    const std::string& path) override;
   vmm::Result<void> SwitchToChild(uint32_t controller, uint32_t lun) override;
   /// After a capture: those that nothing came of.
   void DropPreparedChildren();
@@ -121,9 +121,10 @@ class Board final : public CaptureSource {
     std::string path;
     bool is_dvd = false;
     std::shared_ptr<ReservationsFile> reservations = nullptr;  ///< null: it is read alone
-    std::vector<std::string> files = {};                 ///< of the chain, when the change began
-    std::unique_ptr<DiskChange> change = nullptr;        ///< under way; it goes before `io`
-    std::unique_ptr<virtdev::LiveChild> next = nullptr;  ///< of a checkpoint that is being taken
+    std::vector<std::string> files = {};           ///< of the chain, when the change began
+    std::unique_ptr<DiskChange> change = nullptr;  ///< under way; it goes before `io`
+    /// Of a checkpoint that is being taken; null: it has none.
+    std::shared_ptr<std::optional<virtdev::LiveChild>> next = nullptr;
   };
 
   Board(const config::Vm& config, vmm::Loop& loop, Callbacks callbacks);

@@ -68,17 +68,20 @@ Result<void> Board::CheckChildren(const worker::CaptureRequest& request) {
   return {};
 }
 
-Result<void> Board::PrepareChild(uint32_t controller, uint32_t lun, const std::string& path) {
+Result<CaptureSource::MakeChild> Board::ChildMaker(uint32_t controller, uint32_t lun,
+                                                   const std::string& path) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  disk->next = std::make_unique<virtdev::LiveChild>(
-      TRY_CTX(virtdev::PrepareLiveChild(*disk->io->live(), path), "disk '{}'", disk->path));
-  return {};
+  disk->next = std::make_shared<std::optional<virtdev::LiveChild>>();
+  return MakeChild([io = disk->io, next = disk->next, path, top = disk->path]() -> Result<void> {
+    next->emplace(TRY_CTX(virtdev::PrepareLiveChild(*io->live(), path), "disk '{}'", top));
+    return {};
+  });
 }
 
 Result<void> Board::SwitchToChild(uint32_t controller, uint32_t lun) {
   Disk* disk = TRY(FindForChange(controller, lun));
-  KVMBUS_ASSERT(disk->next != nullptr);
-  auto switched = virtdev::SwitchToLiveChild(*disk->io->live(), std::move(*disk->next),
+  KVMBUS_ASSERT(disk->next != nullptr && disk->next->has_value());
+  auto switched = virtdev::SwitchToLiveChild(*disk->io->live(), std::move(**disk->next),
                                              Carry(disk->reservations));
   const std::string before = FollowTop(*disk);
   if (switched.ok()) return switched;

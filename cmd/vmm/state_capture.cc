@@ -44,7 +44,7 @@ Result<worker::CaptureReply> StateCapture::Run() {
   const vmm::Clock& clock = loop_.clock();
   const uint64_t start = clock.MonotonicNs();
   if (!request_.state_path().empty()) TRY_VOID(CopyLive());
-  TRY_VOID(OnLoop([this] { return PrepareChildren(); }));
+  TRY_VOID(PrepareChildren());
   TRY_VOID(OnLoop([this] { return AtInstant(); }));
   if (writer_ != nullptr) {
     auto completed = Complete();
@@ -72,10 +72,17 @@ Result<void> StateCapture::CopyLive() {
   return saver_->CopyLive();
 }
 
-/// Waits for their disks, which the guest then does not.
+/// Waits for their disks, which neither the guest nor the loop does then.
 Result<void> StateCapture::PrepareChildren() {
-  for (const worker::CreateChildRequest& child : request_.children())
-    TRY_VOID(source_.PrepareChild(child.controller(), child.lun(), child.path()));
+  for (const worker::CreateChildRequest& child : request_.children()) {
+    CaptureSource::MakeChild make;
+    const auto find_disk = [&]() -> Result<void> {
+      make = TRY(source_.ChildMaker(child.controller(), child.lun(), child.path()));
+      return {};
+    };
+    TRY_VOID(OnLoop(find_disk));
+    TRY_VOID(make());
+  }
   return {};
 }
 

@@ -40,7 +40,9 @@ class FakeSource final : public CaptureSource {
   vmm::Machine& machine() override { return *machine_; }
   const std::string& fdt() const override { return fdt_; }
   void FinishLoading() override {}
-  Result<void> PrepareChild(uint32_t, uint32_t, const std::string&) override { return {}; }
+  Result<MakeChild> ChildMaker(uint32_t, uint32_t lun, const std::string&) override {
+    return MakeChild([this, lun] { return on_make ? on_make(lun) : Result<void>(); });
+  }
   Result<void> SwitchToChild(uint32_t, uint32_t lun) override {
     switched.emplace_back(lun, machine_->state());
     return on_switch ? on_switch(lun) : Result<void>();
@@ -50,7 +52,7 @@ class FakeSource final : public CaptureSource {
   std::unique_ptr<vmm::GuestMemory> memory;
   tests::FakeDirtyTracker* tracker = nullptr;
   std::function<Result<void>()> on_flush;
-  std::function<Result<void>(uint32_t lun)> on_switch;
+  std::function<Result<void>(uint32_t lun)> on_make, on_switch;
   std::vector<std::pair<uint32_t, MachineState>> switched;  ///< disks, and what the machine was
 
  private:
