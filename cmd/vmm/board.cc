@@ -2,6 +2,7 @@
 #include "cmd/vmm/board.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 
@@ -60,6 +61,25 @@ Result<void> Board::BuildMachine(bool unsupported_without_slat) {
   return {};
 }
 
+namespace {
+
+/// A file or a terminal. A FIFO waits for whoever reads it, first here and then under the guest.
+Result<vmm::Fd> OpenConsoleFile(const std::string& path) {
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY;
+  auto file = vmm::OpenFile(path, kFlags, 0640);
+  struct stat about = {};
+  const bool waits = !file.ok() && file.error().sys_errno() == ENXIO;
+  if (!file.ok() && !waits) return file;
+  if (waits || ::fstat(file->get(), &about) < 0 ||
+      !(S_ISREG(about.st_mode) || S_ISCHR(about.st_mode)))
+    return vmm::MakeError(vmm::Code::kInvalidArgument,
+                          "'{}' is neither a file nor a terminal: name another one ('file:PATH')",
+                          path);
+  return file;
+}
+
+}  // namespace
+
 Result<void> Board::BuildConsole() {
   constexpr std::string_view kFilePrefix = "file:";
   const std::string& target = config_.serial().com1();
@@ -70,9 +90,8 @@ Result<void> Board::BuildConsole() {
                                   [this](std::string_view bytes) { com1_->ReceiveBytes(bytes); }));
     sink = [this](std::string_view bytes) { console_->Write(bytes); };
   } else if (target.starts_with(kFilePrefix)) {
-    console_file_ = TRY_CTX(
-        vmm::OpenFile(target.substr(kFilePrefix.size()), O_WRONLY | O_CREAT | O_APPEND, 0640),
-        "opening COM1's file");
+    console_file_ =
+        TRY_CTX(OpenConsoleFile(target.substr(kFilePrefix.size())), "opening COM1's file");
     sink = [fd = console_file_.get()](std::string_view bytes) {
       (void)!::write(fd, bytes.data(), bytes.size());
     };
