@@ -3,7 +3,10 @@
 /// vmctl's commands: each function adds a noun's verbs to the command line.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
+#include <map>
 #include <string>
 
 #include "cmd/vmctl/output.h"
@@ -18,6 +21,21 @@ struct Context {
   Format format = Format::kTable;
   int exit_status = 0;
 };
+
+/// An option's value by its name; `values` outlives the option.
+template <typename T>
+CLI::Validator OneOf(const std::map<std::string, T>& values) {
+  std::string names;
+  for (const auto& [name, value] : values) names += (names.empty() ? "" : "|") + name;
+  return CLI::Validator(
+      [&values, names](std::string& text) {
+        const auto found = values.find(text);
+        if (found == values.end()) return fmt::format("'{}' is none of {}", text, names);
+        text = std::to_string(static_cast<int>(found->second));
+        return std::string();
+      },
+      names);
+}
 
 void AddVmCommands(CLI::App& app, Context& context);
 void AddCheckpointCommands(CLI::App& app, Context& context);

@@ -30,12 +30,14 @@ struct ImageArguments {
   std::string path, source, size, block = "2M";
   CreateDiskOptions options;
   bool live = false;
+  const CLI::App* verb = nullptr;  ///< one that has options of a format
 
   ImageArguments() { options.format.clear(); }  // as the name says
 };
 
 /// Adds what create and convert share.
 void AddFormatOptions(CLI::App* verb, const std::shared_ptr<ImageArguments>& arguments) {
+  arguments->verb = verb;
   verb->add_option("--format", arguments->options.format,
                    "vhdx, vhd or raw (default: as the name ends)");
   verb->add_flag("--fixed", arguments->options.fixed, "Allocate all of it now");
@@ -49,6 +51,12 @@ void AddFormatOptions(CLI::App* verb, const std::shared_ptr<ImageArguments>& arg
 bool ParseSizes(ImageArguments& arguments) {
   if (arguments.options.format.empty())
     arguments.options.format = virtdev::FormatOfName(arguments.path);
+  const bool is_raw = arguments.verb != nullptr && arguments.options.format == "raw";
+  for (const char* option : {"--block-size", "--logical-sector", "--physical-sector", "--fixed"}) {
+    if (!is_raw || arguments.verb->count(option) == 0) continue;
+    std::fprintf(stderr, "vmctl: a raw image has no %s: leave it out, or make a VHDX\n", option);
+    return false;
+  }
   uint64_t block = 0;
   const bool sizes =
       arguments.size.empty() || ParseBytes(arguments.size, &arguments.options.size_bytes);
@@ -287,7 +295,7 @@ void AddCachingOption(CLI::App& verb, const std::string& name, config::DiskCachi
   verb.add_option(name, *caching,
                   "direct: past the host's page cache, where its file system can (default); "
                   "buffered: through it")
-      ->transform(CLI::CheckedTransformer(kModes).description("direct|buffered"));
+      ->transform(OneOf(kModes));
 }
 
 void AddDiskCommands(CLI::App& app, Context& context) {

@@ -23,6 +23,9 @@ int Main(int argc, char** argv) {
       "18 out of a resource; 19 precondition (state, no SLAT); 20 broken off; 21 beyond a limit;\n"
       "22 not supported (no /dev/kvm); 23 internal; 24 in use; 25 damaged data");
   app.set_version_flag("--version", "vmctl (kvmbus) " KVMBUS_VERSION, "Print the version");
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("vmctl: {}; '--help' tells more\n", error.what());
+  });
   Context context;
   std::string format = "table";
   app.add_option("--socket", context.socket, "vmmd's socket (default /run/kvmbus/vmmd.sock)");

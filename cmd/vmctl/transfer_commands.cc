@@ -122,7 +122,7 @@ void AddExportCommand(CLI::App* vm, Context& context) {
   verb->add_option("--capture", *capture,
                    "Of one that runs: saved-state (with its memory, the default), data-consistent "
                    "(its file systems at rest, no memory), crash-consistent (its disks alone)")
-      ->transform(CLI::CheckedTransformer(kCaptures));
+      ->transform(OneOf(kCaptures));
   job->AddTo(verb);
   verb->callback([=, &context] {
     api::ExportVmRequest request;

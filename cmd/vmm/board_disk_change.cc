@@ -16,7 +16,9 @@ using vmm::Result;
 
 Error Board::IsChanging(const Disk& disk) {
   return MakeError(Code::kFailedPrecondition,
-                   "disk '{}' is being changed: wait for the end of that, or cancel it", disk.path);
+                   "disk '{}' is being changed: wait for the end of that, or end the command that "
+                   "changes it",
+                   disk.path);
 }
 
 Result<Board::Disk*> Board::FindForChange(uint32_t controller, uint32_t lun) {

@@ -123,8 +123,8 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
                      vm.name(), disk.path());
   if (disk.controller() >= vm.scsi_controllers())
     return MakeError(Code::kOutOfRange,
-                     "'{}': disk '{}' is on SCSI controller {}, the virtual machine has {}",
-                     vm.name(), disk.path(), disk.controller(), vm.scsi_controllers());
+                     "'{}': disk '{}' is on SCSI controller {}, the virtual machine has 0 to {}",
+                     vm.name(), disk.path(), disk.controller(), vm.scsi_controllers() - 1);
   if (disk.lun() >= kMaxLuns)
     return MakeError(Code::kOutOfRange,
                      "'{}': disk '{}' has location {}, a SCSI controller has 0 to {}", vm.name(),
@@ -133,6 +133,9 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
     return MakeError(Code::kInvalidArgument, "'{}': location {} has a drive of an unknown kind",
                      vm.name(), disk.lun());
   TRY_VOID(ValidateDiskQos(vm, disk));
+  if (disk.kind() == config::DVD && EndsWithoutCase(disk.path(), ".vhd"))
+    return MakeError(Code::kInvalidArgument, "'{}': a DVD drive takes ISO images, not '{}'",
+                     vm.name(), disk.path());
   if (vm.generation() == 2 && EndsWithoutCase(disk.path(), ".vhd"))
     return MakeError(
         Code::kInvalidArgument,
@@ -174,8 +177,8 @@ Result<void> ValidateConfig(const config::Vm& vm) {
       vm.memory_bytes() % kMemoryStepBytes != 0)
     return MakeError(
         Code::kOutOfRange,
-        "'{}': {} MiB of memory; generation {} allows {} MiB to {} GiB in steps of 2 MiB",
-        vm.name(), vm.memory_bytes() >> 20, vm.generation(), kMinMemoryBytes >> 20,
+        "'{}': {} KiB of memory; generation {} allows {} MiB to {} GiB in steps of 2 MiB",
+        vm.name(), vm.memory_bytes() >> 10, vm.generation(), kMinMemoryBytes >> 20,
         limits.max_memory_bytes >> 30);
   if (vm.scsi_controllers() < 1 || vm.scsi_controllers() > kMaxScsiControllers)
     return MakeError(Code::kOutOfRange, "'{}': {} SCSI controllers; 1 to {} are allowed", vm.name(),

@@ -42,7 +42,7 @@ TEST(LimitsTest, EachLimitIsNamed) {
       {[](auto* vm) { vm->set_folder("vms"); }, Code::kInvalidArgument, "folder 'vms'"},
       {[](auto* vm) { vm->set_folder("/vms/../etc"); }, Code::kInvalidArgument, "shortest form"},
       {[](auto* vm) { vm->set_generation_id("short"); }, Code::kInvalidArgument, "5 bytes"},
-      {[](auto* vm) { vm->set_memory_bytes(16 << 20); }, Code::kOutOfRange, "16 MiB of memory"},
+      {[](auto* vm) { vm->set_memory_bytes(16 << 20); }, Code::kOutOfRange, "16384 KiB of memory"},
       {[](auto* vm) { vm->set_memory_bytes((512 << 20) + 4096); }, Code::kOutOfRange,
        "steps of 2 MiB"},
       {[](auto* vm) { vm->set_generation(3); }, Code::kInvalidArgument, "there are 1 and 2"},

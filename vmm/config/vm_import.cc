@@ -115,7 +115,9 @@ class Planner {
     folder_ = RealPath(folder.string()).value_or(folder.string());
     const auto file = folders_.Find(named.string());
     if (!file)
-      return MakeError(Code::kNotFound, "there is no file '{}', or it is a link out of its folder",
+      return MakeError(Code::kNotFound,
+                       "there is no file '{}', or it is a link out of its folder: name the "
+                       "configuration itself (.vmcx or .xml, in 'Virtual Machines')",
                        options_.file);
     return *file;
   }

@@ -34,6 +34,11 @@ Result<void> CheckOptions(const CreateDiskOptions& options) {
     if (sector != 512 && sector != 4096)
       return MakeError(Code::kInvalidArgument, "sector size {}; 512 and 4096 are allowed", sector);
   }
+  if (options.physical_sector < options.logical_sector)
+    return MakeError(Code::kInvalidArgument,
+                     "physical sectors of {} bytes, smaller than the logical ones of {}: leave the "
+                     "physical sector's size out",
+                     options.physical_sector, options.logical_sector);
   if (options.size_bytes == 0 || options.size_bytes % options.logical_sector != 0)
     return MakeError(Code::kInvalidArgument,
                      "a disk of {} bytes: a multiple of {} above 0 is needed", options.size_bytes,
