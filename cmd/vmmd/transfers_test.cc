@@ -134,6 +134,25 @@ TEST_F(TransfersTest, ACheckpointIsExportedAsAMachineWithoutAny) {
   EXPECT_TRUE(host_->inventory->Checkpoints(copy.id()).empty());
 }
 
+TEST_F(TransfersTest, WhatIsBeingExportedIsNotDeleted) {
+  Grow();
+  vmm::Transfers::ExportOptions options;
+  options.vm = host_->Id();
+  options.folder = out();
+  options.checkpoint = "two";
+  const auto begun = host_->transfers->Export(options, nullptr);
+  ASSERT_TRUE(begun.ok());
+  const auto remove = [this](const std::string& which, bool subtree) {
+    const auto job = host_->checkpoints->Delete(host_->Id(), which, subtree, "", nullptr);
+    return job.ok() ? host_->Finish(*job) : job.error();
+  };
+  EXPECT_EQ(ErrorOf(remove("two", false)).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(ErrorOf(remove("one", true)).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(ErrorOf(host_->inventory->Delete(host_->Id())).code(), Code::kFailedPrecondition);
+  ASSERT_TRUE(host_->Finish(*begun).ok());
+  EXPECT_TRUE(remove("two", false).ok());
+}
+
 TEST_F(TransfersTest, ARestoredOneKeepsItsId) {
   const std::string id = host_->Id();
   ASSERT_TRUE(host_->Export(out()).ok());

@@ -8,6 +8,7 @@
 
 #include "vmm/guid/guid.h"
 #include "vmm/os/clock.h"
+#include "vmm/os/file.h"
 #include "vmm/text/letter_case.h"
 #include "vmm/text/utf8.h"
 
@@ -113,6 +114,14 @@ std::string DefaultCheckpointName(const std::string& vm_name, uint64_t created_f
 
 bool IsWritten(const config::Disk& disk) {
   return disk.kind() == config::HARD_DISK && !disk.read_only();
+}
+
+bool WritesTo(const config::Vm& vm, const std::string& path) {
+  const auto is_it = [&path](const config::Disk& disk) {
+    if (!IsWritten(disk)) return false;
+    return disk.path() == path || RealPath(disk.path()).value_or(disk.path()) == path;
+  };
+  return std::any_of(vm.disks().begin(), vm.disks().end(), is_it);
 }
 
 std::string NewLeafPath(const std::string& disk) {

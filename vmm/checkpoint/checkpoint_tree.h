@@ -38,6 +38,8 @@ std::string DefaultCheckpointName(const std::string& vm_name, uint64_t created_f
 
 /// A hard disk that is not read-only: a checkpoint takes it along.
 bool IsWritten(const config::Disk& disk);
+/// Whether one of those is this file; `path` as RealPath has it.
+bool WritesTo(const config::Vm& vm, const std::string& path);
 
 /// Beside the disk: "<name of its base>_<GUID>.avhdx", or .avhd.
 std::string NewLeafPath(const std::string& disk);

@@ -85,21 +85,23 @@ Result<config::Job> Checkpoints::Create(const CreateOptions& options, Ended ende
 Result<config::Job> Checkpoints::BeginWithCreate(config::Job job, const CreateOptions& first,
                                                  Created then) {
   job = TRY(jobs_.Begin(std::move(job)));
-  const auto created =
-      Create(first, [this, alive = alive_, job, then = std::move(then)](const Result<void>& made) {
-        if (!*alive) return;
-        jobs_.SetCancel(job.id(), nullptr);
-        then(job, made);
-      });
+  const auto cancelled = std::make_shared<bool>(false);
+  const auto created = Create(first, [this, alive = alive_, job, cancelled,
+                                      then = std::move(then)](const Result<void>& made) {
+    if (!*alive) return;
+    jobs_.SetCancel(job.id(), nullptr);
+    then(job, made.ok() && *cancelled ? Error(Code::kCancelled, "cancelled") : made);
+  });
   if (!created.ok()) {
     jobs_.End(job.id(), created.error());
     return created.error();
   }
   const auto now = jobs_.Get(created->id());
   if (now.ok() && now->state() != config::JOB_RUNNING) return job;  // `then` was called
-  jobs_.SetCancel(job.id(), [this, first_id = created->id()] {
-    const auto cancelled = jobs_.Cancel(first_id);
-    if (!cancelled.ok()) spdlog::info("{}", cancelled.error().ToString());
+  // What the checkpoint is too far for, the rest of the job is not.
+  jobs_.SetCancel(job.id(), [this, cancelled, first_id = created->id()] {
+    *cancelled = true;
+    (void)jobs_.Cancel(first_id);
   });
   return job;
 }

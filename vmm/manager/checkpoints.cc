@@ -147,6 +147,18 @@ Result<config::Job> Checkpoints::Delete(const std::string& vm, const std::string
                                         bool subtree, const std::string& request_id, Ended ended) {
   if (const config::Job* same = jobs_.FindRequest(request_id)) return *same;
   const std::string id = TRY(FindCheckpoint(inventory_.Checkpoints(vm), checkpoint));
+  TRY_VOID(inventory_.CheckNotExported(vm));
+  return BeginDelete(vm, id, subtree, request_id, std::move(ended));
+}
+
+Result<config::Job> Checkpoints::DeleteOwn(const std::string& vm, const std::string& id,
+                                           Ended ended) {
+  return BeginDelete(vm, id, false, "", std::move(ended));
+}
+
+Result<config::Job> Checkpoints::BeginDelete(const std::string& vm, const std::string& id,
+                                             bool subtree, const std::string& request_id,
+                                             Ended ended) {
   config::Job job =
       TRY(Begin(config::DELETE_CHECKPOINT, vm, request_id, "a checkpoint is being deleted"));
   job.set_checkpoint(id);

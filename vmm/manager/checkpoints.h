@@ -59,8 +59,11 @@ class Checkpoints {
   Result<config::Job> Apply(const std::string& vm, const std::string& checkpoint,
                             bool checkpoint_first, const std::string& request_id, Ended ended);
   /// And all that grew from it, with `subtree`. Disks are merged afterwards, in the background.
+  /// kFailedPrecondition: it is being exported.
   Result<config::Job> Delete(const std::string& vm, const std::string& checkpoint, bool subtree,
                              const std::string& request_id, Ended ended);
+  /// One that was made for an export, by that.
+  Result<config::Job> DeleteOwn(const std::string& vm, const std::string& id, Ended ended);
   Result<void> Rename(const std::string& vm, const std::string& checkpoint,
                       const std::string& name);
 
@@ -76,6 +79,8 @@ class Checkpoints {
   void MakeChildren(const config::Job& job, const config::Vm& before, const config::Vm& next,
                     const Ended& ended);
   void Recover();
+  Result<config::Job> BeginDelete(const std::string& vm, const std::string& id, bool subtree,
+                                  const std::string& request_id, Ended ended);
   void PlanDelete(config::Job job, bool subtree, const Ended& ended);
   void DeleteAutomatic(const std::string& vm, const std::string& but);
   void Commit(config::Job job, const Ended& ended);

@@ -36,14 +36,6 @@ struct DiskOperations::Search {
 
 namespace {
 
-bool Names(const config::Vm& vm, const std::string& path) {
-  const auto is_it = [&path](const config::Disk& disk) {
-    if (!IsWritten(disk)) return false;
-    return disk.path() == path || RealPath(disk.path()).value_or(disk.path()) == path;
-  };
-  return std::any_of(vm.disks().begin(), vm.disks().end(), is_it);
-}
-
 Error StandsInTheWay(const config::Vm& vm, const std::string& path) {
   return MakeError(
       Code::kFailedPrecondition,
@@ -60,12 +52,12 @@ Result<void> DiskOperations::CheckByHand(const std::string& path, ByHand what) c
   for (const VmView& view : inventory_.List()) {
     const config::Vm& vm = view.config;
     const CheckpointMap checkpoints = inventory_.Checkpoints(vm.id());
-    const bool is_merged = what != ByHand::kResize && Names(vm, real);
+    const bool is_merged = what != ByHand::kResize && WritesTo(vm, real);
     if ((is_merged && !checkpoints.empty()) || is_it(vm.merging().file()) ||
         is_it(vm.merging().into()) ||
         std::any_of(vm.unneeded_disks().begin(), vm.unneeded_disks().end(), is_it) ||
         std::any_of(checkpoints.begin(), checkpoints.end(),
-                    [&real](const auto& one) { return Names(one.second, real); }))
+                    [&real](const auto& one) { return WritesTo(one.second, real); }))
       return StandsInTheWay(vm, path);
     if (is_merged && what == ByHand::kOfflineMerge && view.status.pid() == 0)
       return MakeError(Code::kFailedPrecondition,

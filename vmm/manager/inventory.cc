@@ -129,6 +129,7 @@ Result<void> Inventory::Delete(const std::string& id) {
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  TRY_VOID(CheckNotExported(id));
   TRY_VOID(store_->Delete(record->config));
   for (const char* file : {"lock", "exit", "worker.log", "worker.log.1"})
     ::unlink((RunDirOf(id) + "/" + file).c_str());

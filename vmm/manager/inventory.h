@@ -117,6 +117,10 @@ class Inventory {
   /// of Reserve.
   Result<void> BeginChange(const std::string& id);
   void EndChange(const std::string& id);
+  /// While a job exports it neither it nor a checkpoint of it is deleted. EndExport is idempotent.
+  void BeginExport(const std::string& id, const std::string& job);
+  void EndExport(const std::string& id, const std::string& job);
+  Result<void> CheckNotExported(const std::string& id) const;
   /// Of a VM that there is, or of a checkpoint of it.
   Result<void> Store(const config::Vm& vm);
   /// All of it, or an error and it has to be made again.
@@ -158,6 +162,8 @@ class Inventory {
   void FinishStart(Record& record, const Result<void>& result);
   void OnWorkerEnded(Record& record);
   // inventory_disks.cc
+  Result<void> CheckNothingStandsOn(const config::Disk& disk, const std::string& but) const;
+  Result<void> CheckNothingStandsOnDisks(const config::Vm& vm) const;
   Done InFlight(Record& record, Done done);
   Result<void> SettleDisks(Record& record);
   void TakeOverDisks(const Record& record, const config::Vm& worker);

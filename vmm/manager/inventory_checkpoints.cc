@@ -40,6 +40,23 @@ void Inventory::Release(const std::string& id) {
   Notify(id);
 }
 
+void Inventory::BeginExport(const std::string& id, const std::string& job) {
+  if (Record* record = Find(id)) record->exports.insert(job);
+}
+
+void Inventory::EndExport(const std::string& id, const std::string& job) {
+  if (Record* record = Find(id)) record->exports.erase(job);
+}
+
+Result<void> Inventory::CheckNotExported(const std::string& id) const {
+  const Record* record = Find(id);
+  if (record == nullptr || record->exports.empty()) return {};
+  return MakeError(Code::kFailedPrecondition,
+                   "'{}' is being exported: wait for the end of that, or cancel it ('vmctl job "
+                   "cancel {}')",
+                   record->config.name(), *record->exports.begin());
+}
+
 Result<void> Inventory::Store(const config::Vm& vm) {
   Record* record = Find(vm.id());
   if (record == nullptr)

@@ -38,6 +38,32 @@ Inventory::Done Inventory::InFlight(Record& record, Done done) {
   };
 }
 
+/// kFailedPrecondition: a checkpoint of a machine, which is not `but`, would be lost by what is
+/// written to the disk.
+Result<void> Inventory::CheckNothingStandsOn(const config::Disk& disk,
+                                             const std::string& but) const {
+  if (!IsWritten(disk)) return {};
+  const std::string path = RealPath(disk.path()).value_or(disk.path());
+  for (const auto& [id, record] : records_) {
+    if (id == but) continue;
+    for (const auto& [checkpoint_id, checkpoint] : record->checkpoints) {
+      if (WritesTo(checkpoint, path))
+        return MakeError(Code::kFailedPrecondition,
+                         "the checkpoint '{}' of '{}' stands on '{}', and would be lost: attach "
+                         "another image, which may be a child of that one ('vmctl disk create "
+                         "--parent'), or delete the checkpoint",
+                         checkpoint.checkpoint().name(), record->config.name(), disk.path());
+    }
+  }
+  return {};
+}
+
+/// Of other machines: its own are above theirs.
+Result<void> Inventory::CheckNothingStandsOnDisks(const config::Vm& vm) const {
+  for (const config::Disk& disk : vm.disks()) TRY_VOID(CheckNothingStandsOn(disk, vm.id()));
+  return {};
+}
+
 void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done done) {
   Record* record = Find(id);
   if (record == nullptr)
@@ -45,6 +71,7 @@ void Inventory::AttachDisk(const std::string& id, const config::Disk& disk, Done
   if (auto idle = CheckNotBusy(record->config.name(), record->busy); !idle.ok()) return done(idle);
   if (auto fit = CheckNotSaved(record->config); !fit.ok()) return done(fit);
   if (auto valid = ValidateDisk(record->config, disk); !valid.ok()) return done(valid);
+  if (auto free = CheckNothingStandsOn(disk, ""); !free.ok()) return done(free);
   const auto store = [this, id, disk]() -> Result<void> {
     Record* target = Find(id);
     if (target == nullptr) return {};

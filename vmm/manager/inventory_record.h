@@ -3,6 +3,8 @@
 /// What the inventory knows of one VM. For its own files.
 #pragma once
 
+#include <set>
+
 #include "vmm/manager/inventory.h"
 
 namespace kvmbus::vmm {
@@ -21,6 +23,7 @@ struct Inventory::Record {
   bool preparing = false;  ///< waits for the owners of its shared disks before it starts
   std::map<std::string, DiskOwners::Hold> shared_disks;  ///< of a running one, by path
   CheckpointMap checkpoints;
+  std::set<std::string> exports;  ///< jobs that copy its files and those of its checkpoints
   int changes = 0;   ///< of its disks that its worker makes now, and that are stored then
   std::string busy;  ///< what is being done to its files; "": nothing
 

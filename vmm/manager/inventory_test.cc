@@ -106,6 +106,39 @@ TEST_F(InventoryTest, CheckpointsAreUpgradedAlong) {
   }
 }
 
+/// Written to, it would be of no use to the checkpoint any more.
+TEST_F(InventoryTest, NobodyElseWritesToWhatACheckpointStandsOn) {
+  const std::string base = folder_ + "/base.vhdx", link = folder_ + "/link.vhdx";
+  std::ofstream(base) << "x";
+  std::filesystem::create_symlink(base, link);
+  const std::string id = inventory_->Create(Sample("6.2")).value();
+  config::Vm checkpoint = inventory_->Get(id)->config;
+  checkpoint.mutable_checkpoint()->set_id("0AA394FA-7C4A-4070-BA32-773D43B28A68");
+  checkpoint.mutable_checkpoint()->set_name("before");
+  checkpoint.add_disks()->set_path(base);
+  ASSERT_TRUE(inventory_->Store(checkpoint).ok());
+  config::Vm other = Sample("6.2");
+  other.set_name("two");
+  other.add_disks()->set_path(link);
+  const std::string two = inventory_->Create(other).value();
+  std::optional<Result<void>> result;
+  const auto done = [&result](const Result<void>& ended) { result = ended; };
+  inventory_->Start(two, done);
+  ASSERT_TRUE(result.has_value());
+  EXPECT_EQ(result->error().code(), Code::kFailedPrecondition);
+  EXPECT_NE(result->error().ToString().find("checkpoint 'before' of 'one'"), std::string::npos);
+  config::Disk disk;
+  disk.set_path(base);
+  disk.set_lun(1);
+  for (const std::string& machine : {id, two}) {
+    inventory_->AttachDisk(machine, disk, done);
+    EXPECT_EQ(result->error().code(), Code::kFailedPrecondition);
+  }
+  disk.set_read_only(true);
+  inventory_->AttachDisk(two, disk, done);
+  EXPECT_TRUE(result->ok()) << result->error().ToString();
+}
+
 /// It is known by its socket, whatever it says and whenever.
 TEST_F(InventoryTest, AWorkerThatDoesNotAnswerRunsAllTheSame) {
   inventory_.reset();

@@ -92,6 +92,8 @@ void Inventory::Start(const std::string& id, Done done) {
   if (auto settled = SettleDisks(*record); !settled.ok()) return refuse(std::move(settled.error()));
   if (auto valid = ValidateConfig(record->config); !valid.ok())
     return refuse(std::move(valid.error()));
+  if (auto free = CheckNothingStandsOnDisks(record->config); !free.ok())
+    return refuse(std::move(free.error()));
   record->preparing = true;
   if (image_worker_ == nullptr) return HoldAndLaunch(id, std::move(done));
   const Done resumed = [this, alive = alive_, id,
@@ -286,6 +288,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
   if (has_record) {
     TakeLastWords(exit, &status);
+    if (record.config.saved()) status.set_reason("saved");
   } else {
     status.set_reason(
         fmt::format("its worker {}", how.empty() ? "ended without a word (killed?)" : how));

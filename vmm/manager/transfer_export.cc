@@ -77,6 +77,7 @@ Result<config::Job> Transfers::Export(const ExportOptions& options, Ended ended)
   if (!options.checkpoint.empty()) {
     job.set_checkpoint(TRY(FindCheckpoint(inventory_.Checkpoints(vm.id()), options.checkpoint)));
     job = TRY(jobs_.Begin(std::move(job)));
+    inventory_.BeginExport(vm.id(), job.id());
     ExportFromCheckpoint(job, true, ended);
     return job;
   }
@@ -121,13 +122,18 @@ Result<config::Job> Transfers::ExportRunning(config::Job job, const ExportOption
   wanted.temporary = true;
   job.set_checkpoint(wanted.id);
   job.set_own_checkpoint(true);
-  return checkpoints_.BeginWithCreate(
+  auto begun = checkpoints_.BeginWithCreate(
       std::move(job), wanted,
-      [this, alive = alive_, ended](const config::Job& begun, const Result<void>& made) {
+      [this, alive = alive_, ended](const config::Job& exporting, const Result<void>& made) {
         if (!*alive) return;
-        if (!made.ok()) return End(begun, made, ended);
-        ExportFromCheckpoint(begun, false, ended);
+        if (!made.ok()) return DropOwnCheckpoint(exporting, made, ended);
+        ExportFromCheckpoint(exporting, false, ended);
       });
+  if (!begun.ok()) return begun;
+  const auto now = jobs_.Get(begun->id());
+  if (now.ok() && now->state() == config::JOB_RUNNING)
+    inventory_.BeginExport(options.vm, begun->id());
+  return begun;
 }
 
 /// `alone`: the checkpoint is what is wanted; else it stands for its machine.
@@ -177,7 +183,7 @@ void Transfers::DropOwnCheckpoint(const config::Job& job, const Result<void>& re
   if (!is_being_made) {
     if (inventory_.Checkpoints(job.vm()).count(job.checkpoint()) == 0)
       return End(job, result, ended);  // it was never made
-    if (checkpoints_.Delete(job.vm(), job.checkpoint(), false, "", end).ok()) return;
+    if (checkpoints_.DeleteOwn(job.vm(), job.checkpoint(), end).ok()) return;
   }
   // Its machine is busy with something else.
   loop_.AddTimer(kRetryNs, [this, alive = alive_, job, result, ended] {

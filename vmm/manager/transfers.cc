@@ -52,6 +52,7 @@ void Transfers::Finish(const std::shared_ptr<Work>& work, const Result<void>& re
 }
 
 void Transfers::End(const config::Job& job, const Result<void>& result, const Ended& ended) {
+  inventory_.EndExport(job.vm(), job.id());
   jobs_.End(job.id(), result);
   if (ended) ended(result);
 }
