@@ -5,6 +5,7 @@ import json
 
 from service import Vm
 from suite import Group, eventually, expect, expect_equal, group
+from test_checkpoints import no_merge_is_owed
 
 BLOCK = 16384  # bytes: two operations
 
@@ -82,6 +83,32 @@ class Qos(Group):
         expect_equal((disk["status"], disk["insufficient_seconds"]), ("OK", 0), "status and insufficient seconds")
         self.qos("--min-iops", "0")
         expect_equal(self.statistics()["status"], "Not monitored", "the status without a minimum")
+
+    def test_a_limit_outlives_what_opens_the_disk_anew(self):
+        """A checkpoint has another image opened, a save another process. After an apply the disk has the limits that
+        the checkpoint has: they are the machine's, as all of its configuration is."""
+        limit = max(8, int(self.rate(300) / 4))
+
+        def expect_limit(when):
+            rate = self.rate(2 * limit)  # four seconds
+            expect(limit * 0.7 <= rate <= limit * 1.1, f"{rate:.0f} operations a second {when}, {limit} allowed")
+            held = self.statistics()["latency_ns"]["held"]["count"]
+            expect(held > limit, f"{held} of {2 * limit} requests were held back {when}")
+        self.service.vmctl("checkpoint", "policy", "qos", "standard")
+        self.qos("--max-iops", str(limit))
+        self.service.vmctl("checkpoint", "create", "qos", "--name", "limited")
+        expect_limit("after a checkpoint")
+        self.service.vmctl("vm", "save", "qos")
+        self.vm.start()
+        expect_limit("after a save")
+        self.qos("--max-iops", "0")
+        self.service.vmctl("checkpoint", "apply", "qos", "limited")
+        self.vm.start()
+        expect_limit("after an apply")
+        self.service.vmctl("checkpoint", "delete", "qos", "limited")
+        eventually(lambda: self.statistics()["path"] == self.disk and no_merge_is_owed(self.service), "it is merged")
+        expect_limit("after a merge")
+        self.qos("--max-iops", "0")
 
     def test_limits_are_kept_and_bad_ones_are_refused(self):
         self.qos("--min-iops", "50", "--max-iops", "100")
