@@ -179,17 +179,37 @@ class CheckpointDeletion(TreeGroup):
             self.apply(name)
         expect(gone, "it had disks")
 
+    def size(self):
+        """Of the second disk, by the guest's word, in MiB."""
+        return int(self.vm.run("blockdev --getsize64 $(lun 1)")) >> 20
+
+    def far(self):
+        """The sum of what lies behind the second disk's first end."""
+        return self.vm.run("dd if=$(lun 1) bs=1M skip=80 count=2 iflag=direct 2>/dev/null | md5sum")
+
+    def test_a_disk_that_grows_above_a_checkpoint_is_of_both_sizes(self):
+        self.service.vmctl("disk", "resize", self.vm.show()["disks"][1]["path"], "--size", "96M")
+        eventually(lambda: self.size() == 96, "the guest sees the new size")
+        self.vm.run("dd if=/dev/urandom of=$(lun 1) bs=1M seek=80 count=2 oflag=direct 2>/dev/null")
+        self.grown = self.far()
+        self.create("grown")
+        self.apply("branch")
+        expect_equal(self.size(), 64, "MiB of a disk before it grew")
+        self.apply("grown")
+        expect_equal((self.size(), self.far()), (96, self.grown), "MiB of the disk that grew, and their end")
+
     def test_all_are_deleted_and_one_image_is_left(self):
-        self.apply("three")
         for entry in checkpoints(self.service, "tree"):
             if entry["depth"] == 0:
                 self.service.vmctl("checkpoint", "delete", "tree", entry["id"], "--subtree")
         eventually(lambda: no_merge_is_owed(self.service), "the disks are merged")
-        self.mark.check("three", self.counts["three"])
+        self.mark.check("grown", self.counts["grown"])
         eventually(lambda: [disk["path"] for disk in self.vm.show()["disks"]][:2] == [self.disk, self.other],
                    "the machine is on its first disks again")
         left = [name for name in os.listdir(self.context.scratch) if name.endswith(".avhdx")]
         expect_equal(left, [], "files of checkpoints")
+        self.vm.run("echo 3 >/proc/sys/vm/drop_caches")
+        expect_equal((self.size(), self.far()), (96, self.grown), "MiB of the disk that grew, and their end")
         self.vm.stop()
         for disk in (self.disk, self.other):
             self.service.vmctl("disk", "check", disk)
