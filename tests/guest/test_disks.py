@@ -66,6 +66,22 @@ class Disks(Group):
         expect(self.vm.run("mount -t iso9660 -o ro /dev/sr0 /mnt 2>&1 || echo refused").endswith("refused"),
                "an empty drive was mounted")
 
+    def test_a_disc_in_use_is_torn_out_by_force(self):
+        """The guest keeps a program that has it open, and a drive that takes the next disc."""
+        self.service.vmctl("dvd", "insert", "disks", self.discs["one"])
+        self.read_disc("disc one")
+        self.vm.run("sleep 1000 < /mnt/text & echo $! > /run/pid; echo 3 >/proc/sys/vm/drop_caches")
+        self.service.vmctl("dvd", "eject", "disks", "--force")
+        read = self.vm.run("dd if=/dev/sr0 of=/dev/null bs=2048 count=1 iflag=direct 2>&1 || echo gone")
+        expect(read.endswith("gone"), "a disc that was torn out is read")
+        self.vm.run("kill $(cat /run/pid); umount /mnt")
+        self.service.vmctl("dvd", "insert", "disks", self.discs["two"])
+        self.read_disc("disc two")
+        self.vm.run("umount /mnt")
+        self.service.vmctl("dvd", "eject", "disks")
+        _, line = self.service.refused("dvd", "eject", "disks", "--location", "7")
+        expect("no DVD drive" in line, line)
+
     def test_discard_lets_the_file_shrink(self):
         disk, device = self.disks["dynamic"], self.vm.run("lun 0")
         self.vm.run(f"mke2fs {device} >/dev/null && mount -t ext4 {device} /mnt && "
