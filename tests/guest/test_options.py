@@ -70,6 +70,74 @@ class Options(Group):
         _, line = self.service.refused("vm", "stop", "options", "--timeout", "60")
         expect("vmctl vm turn-off" in line, f"no remedy in: {line}")
 
+    def test_a_machine_of_generation_1_is_saved(self):
+        self.vm.run("echo kept > /run/kept")
+        self.service.vmctl("vm", "save", "options")
+        self.vm.start()
+        expect_equal(self.vm.run("cat /run/kept"), "kept", "what the memory holds")
+        self.service.vmctl("vm", "pulse", "options")
+        expect_equal(self.vm.run("cat /run/kept"), "kept", "what the memory holds")
+
+    def test_disks_of_every_shape_have_checkpoints(self):
+        """Sectors of 4 KiB, the largest and the smallest blocks, the host's cache; at the last places there are."""
+        shapes = {61: ("four-kib", "--logical-sector", "4096", "--physical-sector", "4096", "--block-size", "1M"),
+                  62: ("large-blocks", "--block-size", "256M"), 63: ("small-blocks", "--block-size", "1M")}
+        for location, (name, *options) in shapes.items():
+            path = self.context.new_disk(name, "600M", *options)
+            self.service.vmctl("disk", "attach", "options", path, "--controller", "1", "--location", str(location),
+                               "--caching", "buffered" if location == 63 else "direct")
+        self.service.vmctl("checkpoint", "policy", "options", "standard")
+        disks = [self.disk(location) for location in shapes]
+
+        def check():
+            for disk in disks:
+                self.vm.run(f"sync; echo 3 >/proc/sys/vm/drop_caches; cd /run/{disk} && md5sum -c sums")
+        for disk in disks:
+            self.vm.run(f"mke2fs -b 4096 /dev/{disk} >/dev/null && mkdir /run/{disk} && "
+                        f"mount -t ext4 /dev/{disk} /run/{disk} && cd /run/{disk} && "
+                        "head -c 3145728 /dev/urandom > first && md5sum first > sums")
+        self.service.vmctl("checkpoint", "create", "options", "--name", "shapes")
+        for disk in disks:
+            self.vm.run(f"cd /run/{disk} && head -c 3145728 /dev/urandom > second && md5sum second >> sums")
+        check()
+        self.service.vmctl("vm", "save", "options")  # and another process opens them, in the order that it likes
+        self.vm.start()
+        check()
+        self.service.vmctl("checkpoint", "delete", "options", "shapes")
+        eventually(lambda: no_merge_is_owed(self.service) and "avhdx" not in str(self.vm.show()["disks"]), "they merge")
+        check()
+        caching = {disk["location"]: disk["caching"] for disk in self.vm.show()["disks"]}
+        expect_equal([caching[location] for location in shapes], ["direct", "direct", "buffered"], "caching")
+        for location, disk in zip(shapes, disks):
+            self.vm.run(f"umount /run/{disk}")
+            self.service.vmctl("disk", "detach", "options", "--controller", "1", "--location", str(location))
+            self.service.judge_image(f"{self.context.scratch}/{shapes[location][0]}.vhdx")
+        for options, said in ((("--controller", "1", "--location", "64"), "63"),
+                              (("--controller", "2", "--location", "0"), "controller")):
+            path = f"{self.context.scratch}/four-kib.vhdx"
+            _, line = self.service.refused("disk", "attach", "options", path, *options)
+            expect(said in line, f"{options}: {line}")
+
+    def test_a_serial_port_is_a_file(self):
+        """It says what the guest says, goes on where a save ended, and stays when the machine goes."""
+        path = f"{self.context.scratch}/com1.log"
+        vm = Vm(self.service, "written", self.image, memory="192M", com1=f"file:{path}")
+        self.service.vmctl("vm", "start", "written")
+
+        def text():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        eventually(lambda: "@@agent initramfs" in text(), "the agent's words are in the file")
+        before = text()
+        _, line = self.service.refused("vm", "console", "written")
+        expect("--com1 console" in line, f"no remedy in: {line}")
+        self.service.vmctl("vm", "save", "written")
+        self.service.vmctl("vm", "start", "written")
+        vm.stop()
+        expect(text().startswith(before) and "Power down" in text()[len(before):], f"in the file: {text()}")
+        vm.remove()
+        expect(text().startswith(before), "its file went with it")
+
     def write(self, disk, word):
         """A word of five letters, over and over, in three blocks of a VHD."""
         self.vm.run(f"yes {word} | head -c 6291456 >/dev/{disk}; sync")
