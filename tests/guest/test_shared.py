@@ -31,10 +31,16 @@ class SharedDisk(Group):
         for vm in self.vms:
             vm.remove()
 
-    def owner(self):
+    def owner(self, disk=None):
         """The process that owns the disk, or None."""
-        return next((pid for pid, words in processes()
-                     if b"--shared-disk" in words and self.disk.encode() in words), None)
+        disk = (disk or self.disk).encode()
+        return next((pid for pid, words in processes() if b"--shared-disk" in words and disk in words), None)
+
+    def attach(self, disk, location):
+        """While both run."""
+        for vm in self.vms:
+            self.service.vmctl("disk", "attach", vm.name, disk, "--location", str(location), "--shared")
+            vm.run(f"ln -sf $(lun {location}) /dev/shared", timeout=LIMIT)
 
     @staticmethod
     def persist(vm, *arguments, check=True):
@@ -202,8 +208,32 @@ class SharedDisk(Group):
         for vm in self.vms:
             self.service.vmctl("disk", "detach", vm.name, "--location", "0")
         eventually(lambda: self.owner() is None, "the owner ends", 60)
-        for vm in self.vms:
-            self.service.vmctl("disk", "attach", vm.name, self.disk, "--location", "5", "--shared")
-            vm.run("ln -sf $(lun 5) /dev/shared", timeout=LIMIT)
+        self.attach(self.disk, 5)
         self.write(self.vms[0], 13, "attached")
         expect_equal(self.read(self.vms[1], 13), "attached", "the block")
+
+    def test_raw_and_fixed_images_are_shared_too(self):
+        """With all that the dynamic one has; its place in the guests is theirs, one after the other."""
+        self.service.vmctl("disk", "create", raw := f"{self.context.scratch}/shared.raw", "--size", "64M")
+        for location, disk in enumerate((raw, self.context.new_disk("fixed", "64M", "--fixed")), 6):
+            self.attach(disk, location)
+            one, two = self.vms
+            self.write(one, 3, "by one")
+            self.write(two, 4, "by the other")
+            expect_equal((self.read(two, 3), self.read(one, 4)), ("by one", "by the other"), f"blocks of '{disk}'")
+            self.register(one, 0xA1, "--param-aptpl")
+            self.register(two, 0xB2, "--param-aptpl")
+            self.persist(one, "--out", "--reserve", "--param-rk=0xa1", f"--prout-type={WRITE_EXCLUSIVE}")
+            self.conflicts(two, lambda: self.write(two, 4, "fenced", check=False))
+            self.service.vmctl("disk", "resize", disk, "--size", "72M")
+            eventually(lambda: two.run("blockdev --getsize64 /dev/shared") == str(72 << 20), "the other sees its size")
+            for vm in self.vms:
+                self.service.vmctl("disk", "detach", vm.name, "--location", str(location))
+            eventually(lambda: self.owner(disk) is None, "the owner ends", 60)
+            if disk != raw:
+                self.service.judge_image(disk)
+            self.attach(disk, location)
+            expect_equal(self.keys(two), [0xA1, 0xB2], f"keys of '{disk}'")
+            expect("0xa1" in self.persist(two, "--in", "--read-reservation"), "nobody holds the reservation")
+            self.conflicts(two, lambda: self.write(two, 4, "fenced", check=False))
+            expect_equal((self.read(two, 3), self.read(one, 4)), ("by one", "by the other"), f"blocks of '{disk}'")
