@@ -132,6 +132,13 @@ class Vm:
             arguments += ["--dvd", dvd]
         service.vmctl("vm", "create", name, *arguments)
 
+    @classmethod
+    def of(cls, service, name):
+        """One that is there, as an import makes one."""
+        vm = cls.__new__(cls)
+        vm.service, vm.name, vm.console = service, name, None
+        return vm
+
     def show(self):
         return json.loads(self.service.vmctl("--format", "json", "vm", "show", self.name))
 

@@ -310,9 +310,27 @@ class Production(BackupGroup):
         rows = int(self.vm.run(f"mount -t ext4 $(lun 0) /mnt && sqlcheck /mnt/db {before}"))
         expect(rows <= after + 10, f"{rows} rows are in it, {after} were committed afterwards")
 
-    def test_without_the_service_the_policy_decides(self):
+    def test_the_disks_are_at_rest_in_an_export(self):
         self.start_daemon()
         self.vm.run("sqlload /mnt/db /run/committed >/run/sqlload 2>&1 &")
+        self.await_commits()
+        before = self.committed()
+        self.service.vmctl("vm", "export", "production", self.context.scratch, "--capture", "data-consistent")
+        self.await_commits()
+        after = self.committed()
+        self.service.vmctl("vm", "pause", "production")  # one processor is enough for one of them
+        file = f"{self.context.scratch}/production/Virtual Machines/{self.vm.show()['id']}.vmcx"
+        self.service.vmctl("vm", "import", file, "--copy", "--name", "copy", "--folder", self.image)
+        copy = Vm.of(self.service, "copy")
+        expect_equal(copy.show()["state"], "Off", "state")
+        copy.boot("initramfs")
+        copy.run("tools && e2fsck -fn $(lun 0)")
+        rows = int(copy.run(f"mount -t ext4 $(lun 0) /mnt && sqlcheck /mnt/db {before}"))
+        expect(rows <= after + 10, f"{rows} rows are in it, {after} were committed afterwards")
+        copy.remove()
+        self.service.vmctl("vm", "resume", "production")
+
+    def test_without_the_service_the_policy_decides(self):
         self.await_commits()
         self.stop_daemon()
         _, line = self.service.refused("checkpoint", "create", "production", "--production")

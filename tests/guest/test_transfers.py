@@ -10,13 +10,6 @@ from suite import Group, eventually, expect, expect_equal, group
 from test_checkpoints import Mark, checkpoints, no_merge_is_owed
 
 
-class Copy(Vm):
-    """A machine that was imported; no other one is made for it."""
-
-    def __init__(self, service, name):  # pylint: disable=super-init-not-called
-        self.service, self.name, self.console = service, name, None
-
-
 class TransferGroup(Group):
     """A guest of one processor and a disk that is exported while it runs."""
 
@@ -42,7 +35,7 @@ class TransferGroup(Group):
         """Its disc stays where it is."""
         file = f"{self.out}/tree/Virtual Machines/{self.vm.show()['id']}.vmcx"
         self.service.vmctl("vm", "import", file, "--copy", "--name", name, "--folder", self.image)
-        return Copy(self.service, name)
+        return Vm.of(self.service, name)
 
     def discard(self, copy):
         folder = copy.show()["folder"]
@@ -114,7 +107,7 @@ class TransferredCheckpoints(TransferGroup):
     def test_checkpoints_come_along(self):
         first = self.mark.write("first")
         self.service.vmctl("checkpoint", "create", "tree", "--name", "first")
-        count = self.mark.write("second")
+        count = self.count = self.mark.write("second")
         self.export()
         self.service.vmctl("vm", "pause", "tree")  # one processor is enough for one of them
         copy = self.import_copy("copy")
@@ -134,3 +127,22 @@ class TransferredCheckpoints(TransferGroup):
         copy.start()
         Mark(copy).check("first", 0)
         self.discard(copy)
+
+    def test_it_comes_back_as_itself(self):
+        """From an export of a paused one; what was here goes before."""
+        self.export()
+        shown = self.vm.show()
+        file = f"{self.out}/tree/Virtual Machines/{shown['id']}.vmcx"
+        _, line = self.service.refused("vm", "import", file, "--restore", "--folder", self.image)
+        expect("--copy" in line, f"no remedy in: {line}")
+        self.vm.remove()
+        self.service.vmctl("vm", "import", file, "--restore", "--destination", self.context.scratch,
+                           "--folder", self.image)
+        self.vm = Vm.of(self.service, "tree")
+        expect_equal([self.vm.show()[key] for key in ("id", "bios_guid", "state")],
+                     [shown["id"], shown["bios_guid"], "Saved"], "what it is")
+        self.vm.start()
+        Mark(self.vm).check("second", self.count)
+        self.service.vmctl("checkpoint", "apply", "tree", "first")
+        self.vm.start()
+        expect_equal(self.vm.run("cat /run/name /mnt/name").split(), ["first", "first"], "names")
