@@ -15,6 +15,7 @@ from service import Service
 from suite import Runner, choose, full_name
 import test_boot  # noqa: F401: registers its groups, as those below
 import test_checkpoints  # noqa: F401
+import test_crossing  # noqa: F401
 import test_disks  # noqa: F401
 import test_drivers  # noqa: F401
 import test_fio  # noqa: F401

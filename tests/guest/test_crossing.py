@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an administrator asks for, and a guest does, while something else is still being done with the machine."""
+
+import json
+import os
+
+from service import LIMIT, Vm
+from suite import Group, eventually, expect, expect_equal, group
+from test_checkpoints import Mark, checkpoints, no_merge_is_owed
+
+CANCELLED, NOT_FOUND, PRECONDITION = 11, 15, 19
+
+
+@group
+class Crossing(Group):
+    """A guest of one processor and a disk, and two things at once that become of it."""
+
+    def set_up(self):
+        self.disk = self.context.new_disk("cross", "128M")
+        self.vm = Vm(self.service, "cross", self.image, memory="256M", disks=[self.disk],
+                     dvds=[f"{self.image}/tools.iso"])
+        self.service.vmctl("checkpoint", "policy", "cross", "standard")
+        self.vm.boot("initramfs")
+        self.mark = Mark(self.vm)
+        self.mark.begin()
+        self.out = f"{self.context.scratch}/out"
+        os.makedirs(self.out)
+
+    def tear_down(self):
+        self.vm.remove()
+
+    def begin(self, *command):
+        """The id of a job that goes on by itself."""
+        return json.loads(self.service.vmctl("--format", "json", *command, "--detach"))["id"]
+
+    def job_state(self, job):
+        jobs = json.loads(self.service.vmctl("--format", "json", "job", "list"))
+        return next(entry["state"] for entry in jobs if entry["id"] == job)
+
+    def await_one_image(self):
+        eventually(lambda: no_merge_is_owed(self.service) and self.vm.show()["disks"][0]["path"] == self.disk,
+                   "the machine is on its first disk again")
+        left = [name for name in os.listdir(self.context.scratch) if name.endswith(".avhdx")]
+        expect_equal(left, [], "files of checkpoints")
+
+    def names(self):
+        return [entry["name"] for entry in checkpoints(self.service, "cross")]
+
+    def write_large(self):
+        self.vm.run("head -c 25165824 /dev/urandom > /mnt/large && sha256sum /mnt/large > /mnt/sum && sync")
+
+    def check_large(self):
+        self.vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /mnt/sum")
+
+    def test_an_export_is_cancelled(self):
+        job = self.begin("vm", "export", "cross", self.out)
+        self.service.vmctl("job", "cancel", job)
+        status, line = self.service.refused("job", "wait", job)
+        expect_equal((status, "cancelled" in line), (CANCELLED, True), f"status and reason in '{line}'")
+        expect_equal(self.job_state(job), "cancelled", "state of the job")
+        expect_equal((os.listdir(self.out), self.names()), ([], []), "what is left of it")
+        status, line = self.service.refused("job", "cancel", job)
+        expect_equal((status, "has ended" in line), (PRECONDITION, True), f"status and reason in '{line}'")
+        for verb in ("wait", "cancel"):
+            status, line = self.service.refused("job", verb, "none")
+            expect_equal((status, "job list" in line), (NOT_FOUND, True), f"status and remedy in '{line}'")
+
+    def test_it_gets_a_checkpoint_and_is_saved_while_it_is_exported(self):
+        self.count = self.mark.write("exported")
+        job = self.begin("vm", "export", "cross", self.out)
+        self.service.vmctl("checkpoint", "create", "cross", "--name", "meanwhile")
+        self.write_large()
+        self.service.vmctl("vm", "save", "cross")
+        self.service.vmctl("job", "wait", job)
+        expect_equal(self.job_state(job), "done", "state of the job")
+        eventually(lambda: no_merge_is_owed(self.service), "the export's own checkpoint goes")
+        expect_equal(self.names(), ["meanwhile"], "checkpoints")
+        self.vm.start()
+
+    def test_a_merge_stands_aside_for_a_save(self):
+        self.service.vmctl("checkpoint", "delete", "cross", "meanwhile")
+        self.service.vmctl("vm", "save", "cross")
+        self.vm.start()
+        self.check_large()
+        self.mark.check("exported", self.count)
+        self.await_one_image()
+        self.check_large()
+
+    def test_a_checkpoint_goes_while_the_guest_restarts(self):
+        self.service.vmctl("checkpoint", "create", "cross", "--name", "below")
+        self.write_large()
+        start = self.vm.console.position
+        self.vm.console.send("reboot -f")
+        self.service.vmctl("checkpoint", "delete", "cross", "below")
+        self.vm.console.wait_agent(LIMIT, "initramfs", start)
+        self.vm.run("tools && mkdir -p /mnt && mount $(lun 0) /mnt")
+        self.check_large()
+        self.await_one_image()
+        self.check_large()
+
+    def test_a_guest_powers_off_in_the_middle_of_a_checkpoint(self):
+        """There is one that applies, or there is none. Its guest may know already that it is to power off."""
+        job = self.begin("checkpoint", "create", "cross", "--name", "last")
+        self.vm.console.send("poweroff -f")
+        self.service.try_vmctl("job", "wait", job)
+        self.vm.wait("off")
+        if self.job_state(job) == "done":
+            self.service.vmctl("checkpoint", "apply", "cross", "last")
+            self.service.vmctl("vm", "start", "cross")
+            self.service.vmctl("vm", "turn-off", "cross")
+            self.vm.wait("off")
+            self.service.vmctl("checkpoint", "delete", "cross", "last")
+        expect_equal(self.names(), [], "checkpoints")
+        self.await_one_image()
+        self.service.judge_image(self.disk)
+        self.vm.boot("initramfs")
+        self.vm.run("mkdir -p /mnt && mount -t ext4 $(lun 0) /mnt")
+        self.check_large()
