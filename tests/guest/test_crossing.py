@@ -116,3 +116,26 @@ class Crossing(Group):
         self.vm.boot("initramfs")
         self.vm.run("mkdir -p /mnt && mount -t ext4 $(lun 0) /mnt")
         self.check_large()
+
+    def test_what_is_being_exported_is_not_deleted(self):
+        os.makedirs(again := f"{self.out}/again")
+        job = self.begin("vm", "export", "cross", again)
+        eventually(self.names, "the export's own checkpoint")
+        _, line = self.service.refused("checkpoint", "delete", "cross", self.names()[0])
+        expect("export" in line and "job" in line, f"no reason or no remedy in: {line}")
+        self.service.vmctl("job", "wait", job)
+
+    def test_nobody_writes_to_what_a_checkpoint_stands_on(self):
+        """Its machine would not start any more."""
+        self.service.vmctl("vm", "turn-off", "cross")
+        self.vm.wait("off")
+        eventually(lambda: no_merge_is_owed(self.service), "the machine is at rest")
+        self.service.vmctl("checkpoint", "create", "cross", "--name", "below")
+        base = checkpoints(self.service, "cross")[0]["disks"][0]
+        other = Vm(self.service, "other", self.image, memory="192M", disks=[base])
+        try:
+            _, line = self.service.refused("vm", "start", "other")
+            expect("cross" in line and "checkpoint" in line, f"no reason in: {line}")
+        finally:
+            other.remove()
+        self.vm.start()
