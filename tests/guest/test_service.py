@@ -64,6 +64,11 @@ class Refusals(Group):
         finally:
             self.image = image
 
+    def test_a_serial_port_to_a_pipe(self):
+        """Whoever opens one that nobody reads waits."""
+        os.mkfifo(pipe := f"{self.context.scratch}/com1.pipe")
+        self.refuse_start(self.service, "a pipe as COM1", INVALID, "com1.pipe", com1=f"file:{pipe}")
+
     def test_too_many_processors(self):
         status, line = self.service.refused("vm", "create", "wide", "--vcpus", "100000", "--kernel", "/boot/x")
         expect("100000" in line, f"the line does not name the number: {line}")
