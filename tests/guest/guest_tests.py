@@ -34,6 +34,7 @@ import test_shared  # noqa: F401
 import test_transfers  # noqa: F401
 import test_version  # noqa: F401
 import test_vss  # noqa: F401
+import test_wide  # noqa: F401
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
