@@ -43,8 +43,9 @@ Result<BlockTable> ReadBlockTable(const VhdxFile& vhdx, std::vector<FileRange>* 
 
 Result<bool> ZeroPastEnd(const VhdxFile& vhdx, const BlockTable& table, uint64_t disk_bytes) {
   const uint64_t in_block = disk_bytes % vhdx.disk.block_bytes;
+  if (in_block == 0) return false;  // nor need there be a block
   const BlockPlace place = table.Get(disk_bytes / vhdx.disk.block_bytes);
-  if (in_block == 0 || !place.present()) return false;
+  if (!place.present()) return false;
   TRY_VOID_CTX(vhdx.file->Zero(place.file_offset + in_block, vhdx.disk.block_bytes - in_block,
                                vhdx.disk.fixed),
                "clearing what lies behind the disk's end");
