@@ -149,6 +149,8 @@ TEST_F(TransfersTest, WhatIsBeingExportedIsNotDeleted) {
   EXPECT_EQ(ErrorOf(remove("two", false)).code(), Code::kFailedPrecondition);
   EXPECT_EQ(ErrorOf(remove("one", true)).code(), Code::kFailedPrecondition);
   EXPECT_EQ(ErrorOf(host_->inventory->Delete(host_->Id())).code(), Code::kFailedPrecondition);
+  options.checkpoint.clear();
+  EXPECT_FALSE(host_->transfers->Export(options, nullptr).ok()) << "another one of the whole";
   ASSERT_TRUE(host_->Finish(*begun).ok());
   EXPECT_TRUE(remove("two", false).ok());
 }

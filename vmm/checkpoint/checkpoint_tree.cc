@@ -17,6 +17,13 @@ namespace {
 
 constexpr size_t kGuidChars = 36;
 
+/// Of many paths few have the name of the file, or are links.
+bool MayLeadTo(const std::string& file, const std::string& path) {
+  if (std::filesystem::path(file).filename() == std::filesystem::path(path).filename()) return true;
+  std::error_code ignored;
+  return std::filesystem::is_symlink(file, ignored);
+}
+
 /// "web_<GUID>"
 bool EndsInGuid(const std::string& stem) {
   return stem.size() > kGuidChars + 1 && stem[stem.size() - kGuidChars - 1] == '_' &&
@@ -119,7 +126,8 @@ bool IsWritten(const config::Disk& disk) {
 bool WritesTo(const config::Vm& vm, const std::string& path) {
   const auto is_it = [&path](const config::Disk& disk) {
     if (!IsWritten(disk)) return false;
-    return disk.path() == path || RealPath(disk.path()).value_or(disk.path()) == path;
+    if (disk.path() == path) return true;
+    return MayLeadTo(disk.path(), path) && RealPath(disk.path()).value_or("") == path;
   };
   return std::any_of(vm.disks().begin(), vm.disks().end(), is_it);
 }

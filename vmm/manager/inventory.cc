@@ -147,6 +147,7 @@ Result<void> Inventory::Upgrade(const std::string& id, bool discard_saved_states
                      "'{}' is running; stop it first ('vmctl vm stop', or 'vmctl vm turn-off')",
                      record->config.name());
   TRY_VOID(CheckNotBusy(record->config.name(), record->busy));
+  TRY_VOID(CheckNotExported(id));
   record->config = TRY_CTX(store_->Upgrade(record->config, discard_saved_states), "upgrading '{}'",
                            record->config.name());
   for (auto& [checkpoint_id, checkpoint] : record->checkpoints) {

@@ -154,6 +154,7 @@ class Inventory {
   void TryConnect(Record& record);
   Result<void> Connect(Record& record);
   void Reconnect(const std::string& id);
+  void SendTurnOff(const Record& record);
   void DropLink(const std::string& id);
   void SayHello(Record& record);
   void OnHello(Record& record, const worker::HelloReply& hello);

@@ -45,7 +45,9 @@ void Inventory::BeginExport(const std::string& id, const std::string& job) {
 }
 
 void Inventory::EndExport(const std::string& id, const std::string& job) {
-  if (Record* record = Find(id)) record->exports.erase(job);
+  Record* record = Find(id);
+  // Who waits for the end of it: an automatic checkpoint that was to go.
+  if (record != nullptr && record->exports.erase(job) != 0) Notify(id);
 }
 
 Result<void> Inventory::CheckNotExported(const std::string& id) const {

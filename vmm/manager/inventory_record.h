@@ -18,6 +18,7 @@ struct Inventory::Record {
   Loop::TimerId start_timer = 0;
   Loop::TimerId connect_timer = 0;
   uint64_t connect_delay_ns = 0;  ///< until the next try
+  bool link_lost = false;         ///< what was asked over the last link may not have arrived
   std::string stranger;  ///< why its worker, which runs, takes no orders of ours; "": it does
   std::vector<Done> off_waiters;
   bool preparing = false;  ///< waits for the owners of its shared disks before it starts

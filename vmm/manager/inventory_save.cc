@@ -125,6 +125,8 @@ void Inventory::ResumeRestored(Record& record) {
        [this, alive = alive_, id = record.config.id()](const Result<worker::Reply>& reply) {
          Record* restored = *alive ? Find(id) : nullptr;
          if (restored == nullptr) return;
+         // It hung up, and is told again; or it has ended.
+         if (!reply.ok() && reply.error().code() == Code::kUnavailable) return;
          if (!reply.ok()) return FinishStart(*restored, reply.error());  // its end tidies
          TidyRestoredSoon(id);
        });

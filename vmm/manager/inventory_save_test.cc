@@ -49,6 +49,7 @@ class InventorySaveTest : public ManagerTest {
     if (request.has_hello()) {
       Greet(vm_, state_, process_.pid(), &reply);
       reply.mutable_hello()->mutable_status()->set_capturing(capturing_);
+      reply.mutable_hello()->mutable_status()->set_restored(restored_);
     } else if (request.has_status()) {
       ++asked_;
       reply.mutable_status()->set_state(state_);
@@ -63,6 +64,10 @@ class InventorySaveTest : public ManagerTest {
         reply.mutable_failure()->set_code(static_cast<uint32_t>(Code::kResourceExhausted));
       else
         reply.mutable_capture();
+    } else if (request.has_resume()) {
+      if (++resumes_ == 1) return std::nullopt;
+      restored_ = false;
+      state_ = worker::RUNNING;
     } else if (request.has_turn_off()) {
       process_.Kill();
     }
@@ -85,9 +90,9 @@ class InventorySaveTest : public ManagerTest {
   }
 
   SleepingProcess process_;
-  bool fails_ = false, hangs_up_ = false, capturing_ = false;
+  bool fails_ = false, hangs_up_ = false, capturing_ = false, restored_ = false;
   worker::State state_ = worker::RUNNING;
-  int captures_ = 0, asked_ = 0;
+  int captures_ = 0, asked_ = 0, resumes_ = 0;
   SlowMerge merge_;
   std::optional<Result<void>> result_;
 };
@@ -154,6 +159,30 @@ TEST_F(InventorySaveTest, AWorkerThatIsKilledInASaveLeavesNothingOfIt) {
   ExpectTidy();
 }
 
+/// Of a start that fails its reason is told, though the machine is Saved as before.
+TEST_F(InventorySaveTest, ASavedMachineSaysWhyItDidNotStart) {
+  vm_.set_saved(true);
+  for (const bool fails : {true, false}) {
+    inventory_.reset();
+    ASSERT_TRUE(Store()->Save(vm_).ok());
+    SleepingProcess process;
+    StartWorker([this, &process](const worker::Request&) {
+      worker::Reply reply;
+      Greet(vm_, worker::STARTING, process.pid(), &reply);
+      return reply;
+    });
+    Open();
+    Turn([this, &process] { return inventory_->Get(kId)->status.pid() == process.pid(); });
+    worker::ExitRecord exit;
+    exit.set_code(fails ? static_cast<uint32_t>(Code::kDataLoss) : 0);
+    exit.set_reason(fails ? "it is damaged" : "turned off");
+    std::ofstream(folder_ + "/run/" + kId + "/exit") << exit.SerializeAsString();
+    process.Kill();
+    Turn([this] { return inventory_->Get(kId)->status.state() == worker::SAVED; });
+    EXPECT_EQ(inventory_->Get(kId)->status.reason(), fails ? "it is damaged" : "saved");
+  }
+}
+
 TEST_F(InventorySaveTest, NorDoesOneThatIsKilledWithVmmd) {
   inventory_.reset();
   worker_.reset();
@@ -207,6 +236,19 @@ TEST_F(InventorySaveTest, ASavedStateThatCountsStays) {
   EXPECT_EQ(std::filesystem::file_size(State()), 1u << 20);
   ASSERT_TRUE(inventory_->DiscardSaved(kId).ok());
   ExpectTidy();
+}
+
+/// Its saved state counts no more: it goes on, or it is lost.
+TEST_F(InventorySaveTest, ARestoredMachineWhoseWorkerHangsUpGoesOn) {
+  state_ = worker::PAUSED;
+  restored_ = true;
+  inventory_.reset();
+  vm_.set_saved(true);
+  ASSERT_TRUE(Store()->Save(vm_).ok());
+  Open();
+  Turn([this] { return state_ == worker::RUNNING; });
+  EXPECT_EQ(resumes_, 2);
+  EXPECT_FALSE(inventory_->Get(kId)->config.saved());
 }
 
 TEST_F(InventorySaveTest, ASaveIsAJobThatAnotherVmmdFinds) {

@@ -193,9 +193,11 @@ class RunningMachineTest : public InventoryTest {
   RunningMachineTest() {
     inventory_.reset();
     EXPECT_TRUE(Store()->Save(vm_).ok());
-    StartWorker([this](const worker::Request& request) {
+    StartWorker([this](const worker::Request& request) -> std::optional<worker::Reply> {
       worker::Reply reply;
       reply.mutable_status();
+      if (request.has_turn_off() && ++turn_offs_ == 1) return std::nullopt;
+      if (request.has_turn_off()) process_.Kill();
       if (request.has_hello()) Greet(vm_, worker::RUNNING, process_.pid(), &reply);
       if (request.has_hello()) ++hellos_;
       if (request.has_detach_disk()) ++detached_;
@@ -207,7 +209,7 @@ class RunningMachineTest : public InventoryTest {
   }
 
   SleepingProcess process_;
-  int hellos_ = 0, detached_ = 0;
+  int hellos_ = 0, detached_ = 0, turn_offs_ = 0;
   std::function<void()> on_attach_;
 };
 
@@ -222,6 +224,15 @@ TEST_F(RunningMachineTest, AWorkerThatHangsUpIsConnectedToAgain) {
   Turn([&] { return result.has_value(); });
   EXPECT_TRUE(result->ok()) << result->error().ToString();
   EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::RUNNING);
+}
+
+TEST_F(RunningMachineTest, AWorkerThatHangsUpIsTurnedOffAllTheSame) {
+  std::optional<Result<void>> off;
+  inventory_->TurnOff(kId, [&off](const Result<void>& result) { off = result; });
+  Turn([&off] { return off.has_value(); });
+  EXPECT_TRUE(off->ok());
+  EXPECT_EQ(turn_offs_, 2);
+  EXPECT_EQ(inventory_->Get(kId)->status.state(), worker::OFF);
 }
 
 TEST_F(RunningMachineTest, AWorkerThatHangsUpAndEndsIsNot) {

@@ -186,6 +186,7 @@ Result<void> Inventory::Connect(Record& record) {
 void Inventory::Reconnect(const std::string& id) {
   Record* record = Find(id);
   if (record == nullptr || !record->active()) return;
+  record->link_lost = true;
   loop_.CancelTimer(record->connect_timer);
   record->connect_delay_ns = kConnectDelayNs;
   record->connect_timer = loop_.AddTimer(kReconnectDelayNs, [this, record] {
@@ -219,8 +220,12 @@ void Inventory::OnHello(Record& record, const worker::HelloReply& hello) {
   }
   if (hello.protocol() != worker::PROTOCOL_CURRENT) return OnStranger(record, hello);
   TakeOverDisks(record, hello.config());
+  const bool again = std::exchange(record.link_lost, false);
+  if (again) record.status.clear_state();  // what it led to is done again
   OnStatus(record, hello.status());
-  // It may have been restored, and an earlier vmmd not have come to this.
+  if (again && !record.off_waiters.empty() && record.status.state() != worker::SAVED)
+    SendTurnOff(record);
+  // After a start there is nothing to tidy, but for one that an earlier vmmd restored.
   const bool runs = record.status.state() == worker::RUNNING;
   if (runs && !record.status.capturing()) TidyRestoredSoon(record.config.id());
 }
@@ -288,7 +293,7 @@ void Inventory::OnWorkerEnded(Record& record) {
   if (record.status.has_crash()) *status.mutable_crash() = record.status.crash();
   if (has_record) {
     TakeLastWords(exit, &status);
-    if (record.config.saved()) status.set_reason("saved");
+    if (record.config.saved() && exit.code() == 0) status.set_reason("saved");
   } else {
     status.set_reason(
         fmt::format("its worker {}", how.empty() ? "ended without a word (killed?)" : how));
@@ -352,9 +357,15 @@ void Inventory::TurnOff(const std::string& id, Done done) {
                   "is tried again and again",
                   record->config.name(), ConfigFileOf(record->config)));
   record->off_waiters.push_back(std::move(done));
+  SendTurnOff(*record);
+}
+
+/// One that hangs up is asked again when it is connected to, or has ended.
+void Inventory::SendTurnOff(const Record& record) {
   worker::Request request;
   request.mutable_turn_off();
-  const pid_t pid = record->process.pid;
+  const pid_t pid = record.process.pid;
+  const std::string& id = record.config.id();
   Call(id, std::move(request), kTurnOffTimeoutNs,
        [this, alive = alive_, id, pid](const Result<worker::Reply>& reply) {
          if (reply.ok() || !*alive || reply.error().code() == Code::kUnavailable) return;

@@ -81,6 +81,7 @@ Result<config::Job> Transfers::Export(const ExportOptions& options, Ended ended)
     ExportFromCheckpoint(job, true, ended);
     return job;
   }
+  TRY_VOID(inventory_.CheckNotExported(vm.id()));  // with a checkpoint that goes in the middle
   if (view.status.pid() == 0) return ExportAtRest(std::move(job), vm, ended);
   return ExportRunning(std::move(job), options, ended);
 }

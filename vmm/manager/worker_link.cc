@@ -36,7 +36,7 @@ WorkerLink::~WorkerLink() {
 }
 
 void WorkerLink::Call(worker::Request request, uint64_t timeout_ns, ReplyFunction reply) {
-  if (!connection_) return reply(Error(Code::kUnavailable, "the worker is gone"));
+  if (!connection_) return reply(Error(Code::kUnavailable, "the worker has ended, or hung up"));
   const uint64_t id = next_id_++;
   request.set_id(id);
   worker::Message message;
@@ -76,7 +76,7 @@ void WorkerLink::Close() {
   connection_.reset();
   const std::shared_ptr<bool> alive = alive_;
   while (*alive && !pending_.empty())
-    Finish(pending_.begin()->first, Error(Code::kUnavailable, "the worker ended"));
+    Finish(pending_.begin()->first, Error(Code::kUnavailable, "the worker has ended, or hung up"));
   if (*alive && callbacks_.closed) callbacks_.closed();
 }
 
