@@ -87,11 +87,11 @@ class Qos(Group):
     def test_a_limit_outlives_what_opens_the_disk_anew(self):
         """A checkpoint has another image opened, a save another process. After an apply the disk has the limits that
         the checkpoint has: they are the machine's, as all of its configuration is."""
-        limit = max(8, int(self.rate(300) / 4))
+        limit = max(8, int(self.rate(300) / 16))  # a new image, or memory that is still to come, makes the host slower
 
         def expect_limit(when):
             rate = self.rate(2 * limit)  # four seconds
-            expect(limit * 0.7 <= rate <= limit * 1.1, f"{rate:.0f} operations a second {when}, {limit} allowed")
+            expect(limit * 0.6 <= rate <= limit * 1.1, f"{rate:.0f} operations a second {when}, {limit} allowed")
             held = self.statistics()["latency_ns"]["held"]["count"]
             expect(held > limit, f"{held} of {2 * limit} requests were held back {when}")
         self.service.vmctl("checkpoint", "policy", "qos", "standard")
