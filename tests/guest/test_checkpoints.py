@@ -17,6 +17,11 @@ def named(service, vm, name):
     return next(entry for entry in checkpoints(service, vm) if entry["name"] == name)
 
 
+def expect_no_leaves(context):
+    left = [name for name in os.listdir(context.scratch) if name.endswith(".avhdx")]
+    expect_equal(left, [], "files of checkpoints")
+
+
 def no_merge_is_owed(service):
     jobs = json.loads(service.vmctl("--format", "json", "job", "list"))
     return all(job["state"] != "running" for job in jobs)
@@ -206,8 +211,7 @@ class CheckpointDeletion(TreeGroup):
         self.mark.check("grown", self.counts["grown"])
         eventually(lambda: [disk["path"] for disk in self.vm.show()["disks"]][:2] == [self.disk, self.other],
                    "the machine is on its first disks again")
-        left = [name for name in os.listdir(self.context.scratch) if name.endswith(".avhdx")]
-        expect_equal(left, [], "files of checkpoints")
+        expect_no_leaves(self.context)
         self.vm.run("echo 3 >/proc/sys/vm/drop_caches")
         expect_equal((self.size(), self.far()), (96, self.grown), "MiB of the disk that grew, and their end")
         self.vm.stop()

@@ -5,29 +5,18 @@ import json
 import os
 
 from service import LIMIT, Vm
-from suite import Group, eventually, expect, expect_equal, group
-from test_checkpoints import Mark, checkpoints, no_merge_is_owed
+from suite import eventually, expect, expect_equal, group
+from test_checkpoints import checkpoints, expect_no_leaves, no_merge_is_owed
+from test_transfers import TransferGroup
 
 CANCELLED, NOT_FOUND, PRECONDITION = 11, 15, 19
 
 
 @group
-class Crossing(Group):
+class Crossing(TransferGroup):
     """A guest of one processor and a disk, and two things at once that become of it."""
 
-    def set_up(self):
-        self.disk = self.context.new_disk("cross", "128M")
-        self.vm = Vm(self.service, "cross", self.image, memory="256M", disks=[self.disk],
-                     dvds=[f"{self.image}/tools.iso"])
-        self.service.vmctl("checkpoint", "policy", "cross", "standard")
-        self.vm.boot("initramfs")
-        self.mark = Mark(self.vm)
-        self.mark.begin()
-        self.out = f"{self.context.scratch}/out"
-        os.makedirs(self.out)
-
-    def tear_down(self):
-        self.vm.remove()
+    disk_size = "128M"
 
     def begin(self, *command):
         """The id of a job that goes on by itself."""
@@ -40,11 +29,10 @@ class Crossing(Group):
     def await_one_image(self):
         eventually(lambda: no_merge_is_owed(self.service) and self.vm.show()["disks"][0]["path"] == self.disk,
                    "the machine is on its first disk again")
-        left = [name for name in os.listdir(self.context.scratch) if name.endswith(".avhdx")]
-        expect_equal(left, [], "files of checkpoints")
+        expect_no_leaves(self.context)
 
     def names(self):
-        return [entry["name"] for entry in checkpoints(self.service, "cross")]
+        return [entry["name"] for entry in checkpoints(self.service, "tree")]
 
     def write_large(self):
         self.vm.run("head -c 25165824 /dev/urandom > /mnt/large && sha256sum /mnt/large > /mnt/sum && sync")
@@ -53,7 +41,7 @@ class Crossing(Group):
         self.vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /mnt/sum")
 
     def test_an_export_is_cancelled(self):
-        job = self.begin("vm", "export", "cross", self.out)
+        job = self.begin("vm", "export", "tree", self.out)
         self.service.vmctl("job", "cancel", job)
         status, line = self.service.refused("job", "wait", job)
         expect_equal((status, "cancelled" in line), (CANCELLED, True), f"status and reason in '{line}'")
@@ -67,10 +55,10 @@ class Crossing(Group):
 
     def test_it_gets_a_checkpoint_and_is_saved_while_it_is_exported(self):
         self.count = self.mark.write("exported")
-        job = self.begin("vm", "export", "cross", self.out)
-        self.service.vmctl("checkpoint", "create", "cross", "--name", "meanwhile")
+        job = self.begin("vm", "export", "tree", self.out)
+        self.service.vmctl("checkpoint", "create", "tree", "--name", "meanwhile")
         self.write_large()
-        self.service.vmctl("vm", "save", "cross")
+        self.service.vmctl("vm", "save", "tree")
         self.service.vmctl("job", "wait", job)
         expect_equal(self.job_state(job), "done", "state of the job")
         eventually(lambda: no_merge_is_owed(self.service), "the export's own checkpoint goes")
@@ -78,8 +66,8 @@ class Crossing(Group):
         self.vm.start()
 
     def test_a_merge_stands_aside_for_a_save(self):
-        self.service.vmctl("checkpoint", "delete", "cross", "meanwhile")
-        self.service.vmctl("vm", "save", "cross")
+        self.service.vmctl("checkpoint", "delete", "tree", "meanwhile")
+        self.service.vmctl("vm", "save", "tree")
         self.vm.start()
         self.check_large()
         self.mark.check("exported", self.count)
@@ -87,11 +75,11 @@ class Crossing(Group):
         self.check_large()
 
     def test_a_checkpoint_goes_while_the_guest_restarts(self):
-        self.service.vmctl("checkpoint", "create", "cross", "--name", "below")
+        self.service.vmctl("checkpoint", "create", "tree", "--name", "below")
         self.write_large()
         start = self.vm.console.position
         self.vm.console.send("reboot -f")
-        self.service.vmctl("checkpoint", "delete", "cross", "below")
+        self.service.vmctl("checkpoint", "delete", "tree", "below")
         self.vm.console.wait_agent(LIMIT, "initramfs", start)
         self.vm.run("tools && mkdir -p /mnt && mount $(lun 0) /mnt")
         self.check_large()
@@ -100,16 +88,16 @@ class Crossing(Group):
 
     def test_a_guest_powers_off_in_the_middle_of_a_checkpoint(self):
         """There is one that applies, or there is none. Its guest may know already that it is to power off."""
-        job = self.begin("checkpoint", "create", "cross", "--name", "last")
+        job = self.begin("checkpoint", "create", "tree", "--name", "last")
         self.vm.console.send("poweroff -f")
         self.service.try_vmctl("job", "wait", job)
         self.vm.wait("off")
         if self.job_state(job) == "done":
-            self.service.vmctl("checkpoint", "apply", "cross", "last")
-            self.service.vmctl("vm", "start", "cross")
-            self.service.vmctl("vm", "turn-off", "cross")
+            self.service.vmctl("checkpoint", "apply", "tree", "last")
+            self.service.vmctl("vm", "start", "tree")
+            self.service.vmctl("vm", "turn-off", "tree")
             self.vm.wait("off")
-            self.service.vmctl("checkpoint", "delete", "cross", "last")
+            self.service.vmctl("checkpoint", "delete", "tree", "last")
         expect_equal(self.names(), [], "checkpoints")
         self.await_one_image()
         self.service.judge_image(self.disk)
@@ -119,23 +107,23 @@ class Crossing(Group):
 
     def test_what_is_being_exported_is_not_deleted(self):
         os.makedirs(again := f"{self.out}/again")
-        job = self.begin("vm", "export", "cross", again)
+        job = self.begin("vm", "export", "tree", again)
         eventually(self.names, "the export's own checkpoint")
-        _, line = self.service.refused("checkpoint", "delete", "cross", self.names()[0])
+        _, line = self.service.refused("checkpoint", "delete", "tree", self.names()[0])
         expect("export" in line and "job" in line, f"no reason or no remedy in: {line}")
         self.service.vmctl("job", "wait", job)
 
     def test_nobody_writes_to_what_a_checkpoint_stands_on(self):
         """Its machine would not start any more."""
-        self.service.vmctl("vm", "turn-off", "cross")
+        self.service.vmctl("vm", "turn-off", "tree")
         self.vm.wait("off")
         eventually(lambda: no_merge_is_owed(self.service), "the machine is at rest")
-        self.service.vmctl("checkpoint", "create", "cross", "--name", "below")
-        base = checkpoints(self.service, "cross")[0]["disks"][0]
+        self.service.vmctl("checkpoint", "create", "tree", "--name", "below")
+        base = checkpoints(self.service, "tree")[0]["disks"][0]
         other = Vm(self.service, "other", self.image, memory="192M", disks=[base])
         try:
             _, line = self.service.refused("vm", "start", "other")
-            expect("cross" in line and "checkpoint" in line, f"no reason in: {line}")
+            expect("tree" in line and "checkpoint" in line, f"no reason in: {line}")
         finally:
             other.remove()
         self.vm.start()

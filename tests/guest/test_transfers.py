@@ -13,8 +13,10 @@ from test_checkpoints import Mark, checkpoints, no_merge_is_owed
 class TransferGroup(Group):
     """A guest of one processor and a disk that is exported while it runs."""
 
+    disk_size = "64M"
+
     def set_up(self):
-        self.disk = self.context.new_disk("tree", "64M")
+        self.disk = self.context.new_disk("tree", self.disk_size)
         self.vm = Vm(self.service, "tree", self.image, memory="256M", disks=[self.disk],
                      dvds=[f"{self.image}/tools.iso"])
         self.service.vmctl("checkpoint", "policy", "tree", "standard")
