@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "vmm/event/blocking_budget.h"
 #include "vmm/os/clock.h"
 #include "vmm/os/fd.h"
 
@@ -63,6 +64,8 @@ class Loop {
   const Clock& clock() const { return clock_; }
   /// Changes with every turn: what was read from the clock in the same one is not old. Home thread.
   uint64_t turn() const { return turn_; }
+  /// For callbacks that now and then block after all. Home thread.
+  BlockingBudget& blocking_budget() { return blocking_budget_; }
 
  private:
   struct WatchEntry {
@@ -82,6 +85,7 @@ class Loop {
   std::unordered_map<TimerId, uint64_t> deadlines_;
   TimerId next_timer_ = 1;
   uint64_t turn_ = 0;
+  BlockingBudget blocking_budget_;
 
   std::mutex mutex_;  // guards posted_
   std::vector<Task> posted_;

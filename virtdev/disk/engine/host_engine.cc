@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/disk/engine/host_engine.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 
 namespace kvmbus::virtdev {
-int TransferNow(const HostTransfer& transfer) {
+namespace {
+
+/// A file that exists in memory only, or partly there.
+int TransferByCalls(const HostTransfer& transfer) {
   uint64_t offset = transfer.offset;
   for (const iovec& piece : transfer.iov) {
     auto* data = static_cast<uint8_t*>(piece.iov_base);
@@ -12,6 +17,25 @@ int TransferNow(const HostTransfer& transfer) {
                                      : transfer.file->Read({data, piece.iov_len}, offset);
     if (!done.ok()) return done.error().sys_errno() != 0 ? done.error().sys_errno() : EIO;
     offset += piece.iov_len;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int TransferNow(HostTransfer& transfer, int flags) {
+  const int fd = transfer.file->fd();
+  if (fd < 0) return TransferByCalls(transfer);
+  while (!transfer.rest().empty()) {
+    const std::span<iovec> iov = transfer.rest();
+    const int pieces = static_cast<int>(std::min<size_t>(iov.size(), IOV_MAX));
+    const auto offset = static_cast<off_t>(transfer.offset);
+    const ssize_t n = transfer.write ? ::pwritev2(fd, iov.data(), pieces, offset, flags)
+                                     : ::preadv2(fd, iov.data(), pieces, offset, flags);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    if (n == 0) return transfer.write ? ENOSPC : EIO;
+    transfer.Advance(static_cast<size_t>(n));
   }
   return 0;
 }

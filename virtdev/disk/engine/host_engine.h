@@ -70,8 +70,8 @@ std::unique_ptr<HostEngine> MakeHostEngine(bool force_threads);
 std::unique_ptr<HostEngine> MakeUringEngine();
 std::unique_ptr<HostEngine> MakeThreadEngine();
 
-/// For a file without a descriptor, which exists in memory only or partly there: transfers it here
-/// and now. 0 or an errno.
-int TransferNow(const HostTransfer& transfer);
+/// Transfers it, or its rest, here and now. `flags` are preadv2's, none for a file that has no
+/// descriptor. 0 or an errno; with one, a part may have been transferred.
+int TransferNow(HostTransfer& transfer, int flags);
 
 }  // namespace kvmbus::virtdev

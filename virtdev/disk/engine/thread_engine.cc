@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cerrno>
-#include <climits>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <thread>
 
 #include "virtdev/disk/engine/bounce_queue.h"
+#include "virtdev/disk/engine/cached_write_queue.h"
 #include "virtdev/disk/engine/host_engine.h"
 #include "vmm/os/thread.h"
 
@@ -15,23 +14,6 @@ namespace kvmbus::virtdev {
 namespace {
 
 constexpr unsigned kThreads = 4;
-
-int Transfer(HostTransfer& transfer) {
-  const int fd = transfer.file->fd();
-  if (fd < 0) return TransferNow(transfer);
-  while (!transfer.rest().empty()) {
-    const std::span<iovec> iov = transfer.rest();
-    const int pieces = static_cast<int>(std::min<size_t>(iov.size(), IOV_MAX));
-    const auto offset = static_cast<off_t>(transfer.offset);
-    const ssize_t n = transfer.write ? ::pwritev(fd, iov.data(), pieces, offset)
-                                     : ::preadv(fd, iov.data(), pieces, offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return errno;
-    if (n == 0) return transfer.write ? ENOSPC : EIO;
-    transfer.Advance(static_cast<size_t>(n));
-  }
-  return 0;
-}
 
 /// A few threads that block in preadv and pwritev for all queues of a disk. Bounded by what the
 /// guests have under way.
@@ -88,7 +70,7 @@ class ThreadQueue final : public HostQueue {
   void Submit(HostTransfer& transfer) override {
     ++under_way_;
     pool_.Run([this, &transfer] {
-      const int error = Transfer(transfer);
+      const int error = TransferNow(transfer, 0);
       std::lock_guard lock(mutex_);
       finished_.push_back({&transfer, error});
       if (finished_.size() == 1) {
@@ -142,7 +124,8 @@ class ThreadEngine final : public HostEngine {
  public:
   std::string_view name() const override { return "threads"; }
   vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
-    return MakeBounceQueue(std::make_unique<ThreadQueue>(pool_, loop));
+    return MakeBounceQueue(
+        MakeCachedWriteQueue(std::make_unique<ThreadQueue>(pool_, loop), loop));
   }
 
  private:

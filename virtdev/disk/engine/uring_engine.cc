@@ -6,6 +6,7 @@
 #include <deque>
 
 #include "virtdev/disk/engine/bounce_queue.h"
+#include "virtdev/disk/engine/cached_write_queue.h"
 #include "virtdev/disk/engine/host_engine.h"
 
 namespace kvmbus::virtdev {
@@ -46,7 +47,7 @@ class UringQueue final : public HostQueue {
   }
 
   void Submit(HostTransfer& transfer) override {
-    if (transfer.file->fd() < 0) return Done(transfer, TransferNow(transfer));
+    if (transfer.file->fd() < 0) return Done(transfer, TransferNow(transfer, 0));
     waiting_.push_back(&transfer);
     Fill();
     const bool waits_for_disk = !transfer.file->alignment().is_none();  // not for the page cache
@@ -186,7 +187,7 @@ class UringEngine final : public HostEngine {
   vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
     auto queue = std::make_unique<UringQueue>(loop);
     TRY_VOID_CTX(queue->Initialise(), "opening a queue of a disk");
-    return MakeBounceQueue(std::move(queue));
+    return MakeBounceQueue(MakeCachedWriteQueue(std::move(queue), loop));
   }
 };
 
