@@ -124,8 +124,7 @@ class ThreadEngine final : public HostEngine {
  public:
   std::string_view name() const override { return "threads"; }
   vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
-    return MakeBounceQueue(
-        MakeCachedWriteQueue(std::make_unique<ThreadQueue>(pool_, loop), loop));
+    return MakeBounceQueue(MakeCachedWriteQueue(std::make_unique<ThreadQueue>(pool_, loop), loop));
   }
 
  private:
