@@ -87,6 +87,8 @@ class Board final : public CaptureSource {
   vmm::Result<void> CancelDiskChange(uint32_t controller, uint32_t lun);
   /// Which disk uses a file. kNotFound: none.
   vmm::Result<worker::DiskPlace> FindDisk(const std::string& path) const;
+  /// Writes the children that are being made into the machine's disks.
+  void NameChildren(config::Vm* vm) const;
   /// Of a disk that there is.
   const std::string& PathOf(uint32_t controller, uint32_t lun) const {
     return disks_.at({controller, lun}).path;
@@ -123,6 +125,7 @@ class Board final : public CaptureSource {
     std::shared_ptr<ReservationsFile> reservations = nullptr;  ///< null: it is read alone
     std::vector<std::string> files = {};           ///< of the chain, when the change began
     std::unique_ptr<DiskChange> change = nullptr;  ///< under way; it goes before `io`
+    std::string child = {};                        ///< that the change makes; "": it makes none
     /// Of a checkpoint that is being taken; null: it has none.
     std::shared_ptr<std::optional<virtdev::LiveChild>> next = nullptr;
   };

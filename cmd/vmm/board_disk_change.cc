@@ -36,6 +36,7 @@ void Board::StartChange(uint32_t controller, uint32_t lun, DiskChange::Work work
       loop_, std::move(work), [this, controller, lun, done](const Result<void>& result) {
         Disk& changed = disks_.at({controller, lun});
         changed.change.reset();
+        changed.child.clear();
         const std::string before = FollowTop(changed);
         if (result.ok()) return done({});
         Error error = result.error();
@@ -72,6 +73,7 @@ void Board::ResizeDisk(uint32_t controller, uint32_t lun, uint64_t size_bytes, D
 void Board::CreateChild(uint32_t controller, uint32_t lun, const std::string& path, Done done) {
   const auto disk = FindForChange(controller, lun);
   if (!disk.ok()) return done(disk.error());
+  (*disk)->child = path;
   StartChange(
       controller, lun,
       [io = (*disk)->io, path, moves = Carry((*disk)->reservations)](const virtdev::Progress&) {
@@ -100,6 +102,13 @@ Result<void> Board::CancelDiskChange(uint32_t controller, uint32_t lun) {
                      controller, lun);
   at->second.change->Cancel();
   return {};
+}
+
+void Board::NameChildren(config::Vm* vm) const {
+  for (config::Disk& disk : *vm->mutable_disks()) {
+    const auto at = disks_.find({disk.controller(), disk.lun()});
+    disk.set_next(at == disks_.end() ? "" : at->second.child);
+  }
 }
 
 Result<worker::DiskPlace> Board::FindDisk(const std::string& path) const {

@@ -204,6 +204,7 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
     case Call::kHello:
       answer.mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT);
       *answer.mutable_hello()->mutable_config() = options_.config;
+      if (board_) board_->NameChildren(answer.mutable_hello()->mutable_config());
       *answer.mutable_hello()->mutable_status() = MakeStatus();
       return reply(answer);
     case Call::kStatus:

@@ -71,7 +71,6 @@ bool CaptureFollower::HasNoWorker(const Watch& watch) const {
   const auto view = inventory_.Get(watch.vm);
   if (!view.ok()) return true;
   const worker::State state = view->status.state();
-  // A worker whose machine is Saved has not ended yet.
   return (state == worker::OFF || state == worker::SAVED) && view->status.pid() == 0;
 }
 
@@ -96,7 +95,8 @@ void CaptureFollower::OnStatus(Watch& watch, const Result<worker::Reply>& reply)
   if (reply.ok()) {
     const worker::Status& status = reply->status();
     jobs_.SetProgress(watch.job, status.capture_done(), status.capture_total());
-    if (watch.over && !IsCapturing(status)) return End(watch);
+    // A machine that is Saved keeps its worker until vmmd has noted it.
+    if (watch.over && !IsCapturing(status) && status.state() != worker::SAVED) return End(watch);
   }
   AskLater(watch);
 }

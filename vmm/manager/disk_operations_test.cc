@@ -3,8 +3,10 @@
 // what the stored configuration says at each moment.
 #include "vmm/manager/disk_operations.h"
 
+#include <chrono>
 #include <fstream>
 #include <optional>
+#include <thread>
 
 #include "vmm/manager/manager_test_host.h"
 
@@ -141,9 +143,47 @@ TEST_F(DiskOperationsTest, AWorkerThatHasGoneOnIsBelieved) {
   vm_.mutable_disks(0)->set_next(Path("child.vhdx"));
   running_ = vm_;
   running_.mutable_disks(0)->set_path(Path("child.vhdx"));
+  running_.mutable_disks(0)->clear_next();
   OpenWithWorker([](const worker::Request&) { return worker::Reply(); });
   EXPECT_EQ(Stored().path(), Path("child.vhdx"));
   EXPECT_EQ(Stored().next(), "");
+}
+
+/// Another vmmd had asked for it, or this one by a link that is lost.
+TEST_F(DiskOperationsTest, AChildThatNobodyWaitsForIsFollowed) {
+  vm_.mutable_disks(0)->set_next(Path("child.vhdx"));
+  for (const bool made : {false, true}) {
+    running_ = vm_;  // at work on it
+    greeted_ = false;
+    OpenWithWorker([](const worker::Request&) { return worker::Reply(); });
+    EXPECT_EQ(Stored().next(), Path("child.vhdx"));
+    running_.mutable_disks(0)->clear_next();
+    if (made) running_.mutable_disks(0)->set_path(Path("child.vhdx"));
+    Turn([this] { return Stored().next().empty(); });
+    EXPECT_EQ(Stored().next(), "");
+    EXPECT_EQ(Stored().path(), made ? Path("child.vhdx") : Path("base.vhdx"));
+    inventory_.reset();
+  }
+}
+
+/// While another disk's child is followed: what the worker had said before it was asked.
+TEST_F(DiskOperationsTest, AChildThatIsAskedForIsNotForgottenForAnEarlierAnswer) {
+  config::Disk* followed = vm_.add_disks();
+  followed->set_path(Path("other.vhdx"));
+  followed->set_next(Path("others-child.vhdx"));
+  running_ = vm_;
+  OpenWithWorker([](const worker::Request&) { return worker::Reply(); });
+  std::optional<Result<void>> result;
+  operations_->CreateChild(Path("base.vhdx"), Path("child.vhdx"),
+                           [&](const Result<void>& done) { result = done; });
+  // The question where the disk is lies before the worker; the next hello is behind it, and before
+  // the request.
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));
+  greeted_ = false;
+  Turn([&] { return result.has_value(); });
+  EXPECT_TRUE(greeted_) << "no hello came between them";
+  EXPECT_TRUE(result->ok()) << result->error().ToString();
+  EXPECT_EQ(Stored().path(), Path("child.vhdx"));
 }
 
 TEST_F(DiskOperationsTest, AMergedTopGivesUpItsName) {

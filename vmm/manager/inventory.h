@@ -168,6 +168,7 @@ class Inventory {
   Done InFlight(Record& record, Done done);
   Result<void> SettleDisks(Record& record);
   void TakeOverDisks(const Record& record, const config::Vm& worker);
+  void AwaitChildren(const std::string& id, const config::Vm& worker);
   void UndoAttach(const std::string& id, const config::Disk& disk, const Error& why, Done done);
   void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);
   void ChangeConfig(const std::string& id, const Change& changed, worker::Request request,

@@ -13,6 +13,7 @@ namespace kvmbus::vmm {
 namespace {
 
 constexpr uint64_t kDiskTimeoutNs = 60'000'000'000;
+constexpr uint64_t kChildIntervalNs = 500'000'000;
 
 }  // namespace
 
@@ -182,23 +183,36 @@ Result<void> Inventory::SettleDisks(Record& record) {
   return {};
 }
 
-/// A worker whose disks have changed while vmmd was away.
+/// A worker whose disks have changed while vmmd was away, or whose child of a disk came to nothing.
+/// A child that is asked for by this link, or by a job, is settled by who asks.
 void Inventory::TakeOverDisks(const Record& record, const config::Vm& worker) {
   const config::Vm before = record.config;
   for (const config::Disk& known : before.disks()) {
     for (const config::Disk& now : worker.disks()) {
+      const bool failed = now.next() != known.next() && record.busy.empty() && record.changes == 0;
       if (known.kind() != config::HARD_DISK || now.kind() != config::HARD_DISK ||
           now.controller() != known.controller() || now.lun() != known.lun() ||
-          now.path() == known.path())
+          (now.path() == known.path() && !failed))
         continue;
       const auto stored =
           ChangeDisk(before.id(), known.controller(), known.lun(), [&now](config::Disk* disk) {
             disk->set_path(now.path());
-            disk->clear_next();
+            disk->set_next(now.next());
           });
       if (!stored.ok()) spdlog::error("storing '{}': {}", before.name(), stored.error().ToString());
     }
   }
+}
+
+/// What becomes of children that a worker is making and was not asked for by this link, it does not
+/// say by itself.
+void Inventory::AwaitChildren(const std::string& id, const config::Vm& worker) {
+  const auto is_making = [](const config::Disk& disk) { return !disk.next().empty(); };
+  if (std::none_of(worker.disks().begin(), worker.disks().end(), is_making)) return;
+  loop_.AddTimer(kChildIntervalNs, [this, alive = alive_, id] {
+    Record* record = *alive ? Find(id) : nullptr;
+    if (record != nullptr && record->active() && record->link) SayHello(*record);
+  });
 }
 
 void Inventory::InsertDvd(const std::string& id, uint32_t controller, uint32_t lun,

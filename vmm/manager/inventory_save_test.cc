@@ -285,6 +285,23 @@ TEST_F(InventorySaveTest, ASaveIsAJobThatAnotherVmmdFinds) {
   EXPECT_TRUE(inventory_->Get(kId)->config.saved());
 }
 
+/// Who waits for the job may start the machine again.
+TEST_F(InventorySaveTest, ASaveThatIsWaitedForEndsWithItsWorker) {
+  auto jobs = Jobs::Open(folder_ + "/jobs", loop_->clock()).value();
+  StateJobs states(*loop_, *inventory_, *jobs);
+  hangs_up_ = true;
+  const std::string job = states.Save(kId, true, "")->id();
+  Turn([this] { return asked_ > 1; });
+  state_ = worker::SAVED;
+  capturing_ = false;
+  Turn([this, asked = asked_] { return asked_ > asked + 1; });
+  EXPECT_EQ(jobs->Get(job)->state(), config::JOB_RUNNING) << "the worker is there yet";
+  worker_->HangUp();  // the next one hears it
+  Turn([&] { return jobs->Get(job)->state() != config::JOB_RUNNING; });
+  EXPECT_EQ(jobs->Get(job)->state(), config::JOB_DONE) << jobs->Get(job)->error();
+  EXPECT_EQ(inventory_->Get(kId)->status.pid(), 0u);
+}
+
 TEST_F(InventorySaveTest, ASaveWhoseWorkerHangsUpIsWaitedFor) {
   auto jobs = Jobs::Open(folder_ + "/jobs", loop_->clock()).value();
   StateJobs states(*loop_, *inventory_, *jobs);
