@@ -12,8 +12,8 @@ namespace api = kvmbus::api::v1;
 using vmm::DiskOperations;
 using vmm::Result;
 
-constexpr std::chrono::milliseconds kProgressInterval(500);
-constexpr int kCancelIntervals = 10;  ///< then nobody waits for the end of what was cancelled
+constexpr std::chrono::milliseconds kProgressInterval(200);
+constexpr int kCancelIntervals = 25;  ///< then nobody waits for the end of what was cancelled
 
 /// Calls run on gRPC's threads and are posted to the inventory's loop.
 class DisksService final : public api::Disks::Service {

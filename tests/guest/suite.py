@@ -115,7 +115,7 @@ def expect_equal(found, wanted, what):
     expect(found == wanted, f"{what}: found {found!r}, wanted {wanted!r}")
 
 
-def eventually(condition, what, timeout=120):
+def eventually(condition, what, timeout=120, pause=0.3):
     """Waits until the condition gives something true, and returns that."""
     end = time.monotonic() + timeout
     while True:
@@ -123,4 +123,4 @@ def eventually(condition, what, timeout=120):
         if value:
             return value
         expect(time.monotonic() < end, f"not within {timeout} s: {what}")
-        time.sleep(0.3)
+        time.sleep(pause)
