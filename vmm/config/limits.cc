@@ -7,6 +7,7 @@
 #include "vmm/config/versions.h"
 #include "vmm/config/vm_files.h"
 #include "vmm/guid/guid.h"
+#include "vmm/os/file.h"
 #include "vmm/text/letter_case.h"
 
 namespace kvmbus::vmm {
@@ -101,6 +102,15 @@ config::SmbiosIdentity NewSmbiosIdentity() {
   return smbios;
 }
 
+/// What the guest says there is appended to the file.
+bool IsWrittenByCom1(const config::Vm& vm, const config::Disk& disk) {
+  constexpr std::string_view kFile = "file:";
+  const std::string& com1 = vm.serial().com1();
+  if (disk.path().empty() || !com1.starts_with(kFile)) return false;
+  const std::string file = com1.substr(kFile.size());
+  return RealPath(file).value_or(file) == RealPath(disk.path()).value_or(disk.path());
+}
+
 }  // namespace
 
 void ApplyDefaults(config::Vm* vm) {
@@ -141,6 +151,11 @@ Result<void> ValidateDisk(const config::Vm& vm, const config::Disk& disk) {
         Code::kInvalidArgument,
         "'{}': generation 2 does not take VHD disks; convert '{}' with 'vmctl disk convert'",
         vm.name(), disk.path());
+  if (IsWrittenByCom1(vm, disk))
+    return MakeError(Code::kInvalidArgument,
+                     "'{}': COM1 would write to '{}', which is one of its disks: name another file "
+                     "for it",
+                     vm.name(), disk.path());
   if (disk.shared()) TRY_VOID(ValidateShared(vm, disk));
   for (const config::Disk& other : vm.disks()) {
     if (&other == &disk) continue;

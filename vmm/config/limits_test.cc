@@ -119,6 +119,11 @@ TEST(LimitsTest, EachLimitIsNamed) {
       {[](auto* vm) { vm->mutable_firmware()->clear_kernel(); }, Code::kInvalidArgument,
        "--kernel"},
       {[](auto* vm) { vm->mutable_serial()->set_com1("tty"); }, Code::kInvalidArgument, "COM1"},
+      {[](auto* vm) {
+         vm->mutable_serial()->set_com1("file:/a.vhdx");
+         vm->add_disks()->set_path("/a.vhdx");
+       },
+       Code::kInvalidArgument, "name another file"},
   };
   for (const Case& test : cases) {
     config::Vm vm = Good();
