@@ -31,6 +31,7 @@ void ScsiUnit::Execute(ScsiCommand& command, DiskQueue* queue, const DiskIo* med
   command.unit_ = this;
   command.queue_ = queue;
   command.medium_ = medium;
+  command.request_ = {};  // commands are reused: nothing of the one before, perhaps of another disk
   command.status = scsi::Status::kGood;
   command.sense = scsi::kNoSense;
   command.bytes_moved = 0;

@@ -61,7 +61,6 @@ ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
     if (gpa == GuestBuffer::kNoGpa) return Fail(command, scsi::kInternalTargetFailure);
   }
   DiskRequest& request = command.request_;
-  request = {};
   request.completion = &command;
   request.command = &command;
   request.unlimited = !op.has_value();

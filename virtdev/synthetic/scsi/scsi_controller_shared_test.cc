@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "tests/fakes/limited_disk.h"
 #include "virtdev/shared_disk/disk_owner.h"
 #include "virtdev/synthetic/scsi/scsi_test_guest.h"
 
@@ -96,6 +97,24 @@ TEST_F(SharedController, DataGoesBetweenTheGuestAndTheOwnersDisk) {
   EXPECT_EQ(Run(Cdb10(0x2a, 100, 8), source, false).srb.srb_status, 1);
   EXPECT_EQ(Bytes(owned_->content().begin() + 51200, owned_->content().begin() + 55296), data);
   EXPECT_EQ(Run({0xff, 0, 0, 0, 0, 0}).srb.srb_status, 0x84) << "with its sense";
+}
+
+/// The channel reuses its requests, whichever unit they were of.
+TEST_F(SharedController, ItsRequestsLeaveNothingBehindForALocalDisk) {
+  auto local = std::make_shared<tests::LimitedDisk>(FakeDisk::DefaultInfo(kDiskBytes));
+  disk_ = local;
+  BuildShared();
+  EXPECT_EQ(Run({0, 0, 0, 0, 0, 0}).srb.srb_status, 1);  // no limit is for this one
+  options_for_lun_.lun = 0;
+  const Buffer buffer = NewBuffer(4096);
+  EXPECT_EQ(Run(Cdb10(0x28, 0, 8), buffer).srb.srb_status, 1);
+  EXPECT_EQ(local->qos()->Statistics().bytes_read, 4096u) << "limits and statistics cover it";
+  options_for_lun_.lun = kLun;
+  owned_->InjectError(DiskRequest::Op::kRead, EIO);
+  EXPECT_EQ(Run(Cdb10(0x28, 0, 8), buffer).srb.srb_status, 0x84);
+  options_for_lun_.lun = 0;
+  EXPECT_EQ(Run(Cdb10(0x28, 0, 8), buffer).srb.srb_status, 1);
+  EXPECT_EQ(local->qos()->Statistics().errors, 0u) << "the other disk's";
 }
 
 TEST_F(SharedController, IsSavedAndRestored) {
