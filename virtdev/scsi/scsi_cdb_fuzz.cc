@@ -32,6 +32,7 @@ void RunOne(Input& input, ScsiUnit& unit, DiskQueue& queue, tests::FakeDisk& fak
   ScsiCommand command;
   Counting completion;
   command.completion = &completion;
+  command.loop = &loop;
   command.data_in = (flags & 1) != 0;
   command.cdb_length = static_cast<uint8_t>(flags >> 1 & 0x1f);
   for (uint8_t& byte : command.cdb) byte = input.Byte();

@@ -10,6 +10,7 @@
 #include "virtdev/disk/disk_io.h"
 #include "virtdev/scsi/guest_buffer_unsafe.h"
 #include "virtdev/scsi/scsi_protocol.h"
+#include "vmm/event/loop.h"
 
 namespace kvmbus::virtdev {
 
@@ -38,6 +39,7 @@ class ScsiCommand : private DiskCompletion {
       false;         ///< the buffer is for the device to fill; else it holds data for the device
   GuestBuffer data;  ///< as long as the initiator's transfer length
   ScsiCompletion* completion = nullptr;
+  vmm::Loop* loop = nullptr;  ///< of the queue; for disks of several initiators, which wait in it
 
   // What came of it.
   scsi::Status status = scsi::Status::kGood;
@@ -48,7 +50,7 @@ class ScsiCommand : private DiskCompletion {
   /// Makes a command of many steps end at the next one, with status BUSY: the initiator repeats it.
   void Interrupt() { interrupted_ = true; }
   /// Nobody hears any more what came of it: it ends at the next step, whatever it waits for.
-  void Abandon() { interrupted_ = abandoned_ = true; }
+  void Abandon();
 
  private:
   friend class ScsiUnit;
@@ -65,14 +67,16 @@ class ScsiCommand : private DiskCompletion {
   };
 
   void OnDiskComplete(DiskRequest& request) override;
+  void EndPause();
   void ReleaseScratch();
 
   ScsiUnit* unit_ = nullptr;
   DiskQueue* queue_ = nullptr;      ///< of medium_
   const DiskIo* medium_ = nullptr;  ///< null: none in the unit
   DiskRequest request_;
-  Continuation next_ = nullptr;  ///< runs when request_ is done
-  bool in_step_ = false;         ///< request_ may complete inside Submit
+  Continuation next_ = nullptr;   ///< runs when request_, or the pause, is done
+  vmm::Loop::TimerId pause_ = 0;  ///< 0: none
+  bool in_step_ = false;          ///< request_ may complete inside Submit
   bool request_done_ = false;
   bool interrupted_ = false;
   bool abandoned_ = false;

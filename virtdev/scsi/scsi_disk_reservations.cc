@@ -58,13 +58,12 @@ ScsiDisk::Step ScsiDisk::PersistentReserveOut(ScsiCommand& command) {
 }
 
 /// What the others had under way may still reach the disk; the initiator takes our GOOD for the
-/// promise that it no longer does. Each turn of the wait is a flush, which needs no timer and no
-/// thread. An interrupt does not end it: asked a second time, there would be nobody to preempt.
+/// promise that it no longer does. An interrupt does not end the wait: asked a second time, there
+/// would be nobody to preempt.
 ScsiDisk::Step ScsiDisk::AwaitAborted(ScsiCommand& command) {
   if (command.abandoned_) return End(command, scsi::Status::kBusy);
-  if (info_.read_only || options_.reservations->AbortsAreDone())
-    return Good(command, command.data.size());
-  return Submit(command, DiskRequest::Op::kFlush, {}, &ScsiDisk::AwaitAborted);
+  if (options_.reservations->AbortsAreDone()) return Good(command, command.data.size());
+  return Pause(command, &ScsiDisk::AwaitAborted);
 }
 
 }  // namespace kvmbus::virtdev

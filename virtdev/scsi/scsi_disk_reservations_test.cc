@@ -183,12 +183,13 @@ TEST_F(SharedDisk, OldReserve) {
   EXPECT_TRUE(Out({0, 0, 0, 0, 0, 0}).good()) << "a reset gives it up";
 }
 
+class Waiting final : public ScsiCompletion {
+ public:
+  void OnScsiComplete(ScsiCommand&) override { ++count; }
+  unsigned count = 0;
+};
+
 TEST_F(SharedDisk, PreemptAndAbortWaitsForWhatItAborts) {
-  class Waiting final : public ScsiCompletion {
-   public:
-    void OnScsiComplete(ScsiCommand&) override { ++count; }
-    unsigned count = 0;
-  };
   RegisterBoth();
   fake_->set_timing(Timing::kHeld);
   Bytes data(512, 0x77);
@@ -202,17 +203,41 @@ TEST_F(SharedDisk, PreemptAndAbortWaitsForWhatItAborts) {
   b_->Execute(write, other_queue.get(), fake_.get());
   fake_->set_timing(Timing::kPosted);
   Begin(OutCdb(5, 3), false, List(kKeyA, kKeyB));
-  for (int turn = 0; turn < 20; ++turn) loop_->RunOnce(0);
+  for (int turn = 0; turn < 20; ++turn) loop_->RunOnce(1);
   EXPECT_EQ(outcome_.completions, 0u) << "B's write may still reach the disk";
+  EXPECT_TRUE(fake_->TakeSeen().empty()) << "waiting costs the disk nothing";
   other_queue->Drain();
   EXPECT_EQ(waiting.count, 1u);
   EXPECT_EQ(write.status, scsi::Status::kTaskAborted);
   EXPECT_EQ(write.bytes_moved, 0u);
-  for (int turn = 0; turn < 20; ++turn) loop_->RunOnce(0);
+  for (int turn = 0; turn < 1000 && outcome_.completions == 0; ++turn) loop_->RunOnce(1);
   EXPECT_TRUE(outcome_.good());
   EXPECT_EQ(outcome_.moved, 24u);
   EXPECT_TRUE(rules_->Conflicts(vmm::Guid(), PersistentReservations::Access::kRead) == false)
       << "nothing was reserved: the preemption took a registration";
+}
+
+TEST_F(SharedDisk, PreemptAndAbortIsNotWaitedForByWhoGoes) {
+  RegisterBoth();
+  fake_->set_timing(Timing::kHeld);
+  Bytes data(512, 0x77);
+  Waiting waiting;
+  ScsiCommand write;
+  write.completion = &waiting;
+  write.cdb = {0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+  write.cdb_length = 10;
+  write.data.AppendHost(data);
+  const std::unique_ptr<DiskQueue> other_queue = *fake_->OpenQueue(*loop_);
+  b_->Execute(write, other_queue.get(), fake_.get());
+  Begin(OutCdb(5, 3), false, List(kKeyA, kKeyB));
+  command_.Interrupt();
+  for (int turn = 0; turn < 5; ++turn) loop_->RunOnce(1);
+  EXPECT_EQ(outcome_.completions, 0u) << "asked again, it would find nobody to preempt";
+  command_.Abandon();
+  EXPECT_TRUE(outcome_.ended_with(scsi::Status::kBusy)) << "at once";
+  for (int turn = 0; turn < 5; ++turn) loop_->RunOnce(1);
+  EXPECT_EQ(outcome_.completions, 1u);
+  other_queue->Drain();
 }
 
 TEST_F(SharedDisk, ADiskOfOneInitiatorForgetsAtPowerOn) {

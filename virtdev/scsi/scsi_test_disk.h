@@ -67,6 +67,7 @@ class ScsiDiskTest : public ::testing::Test, protected ScsiCompletion {
     command_.cdb_length = static_cast<uint8_t>(cdb.size());
     command_.data_in = data_in;
     command_.completion = this;
+    command_.loop = loop_.get();
     command_.data.Clear();
     Scatter(data);
     unit_->Execute(command_, medium_ != nullptr ? queue_.get() : nullptr, medium_);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "virtdev/scsi/block_extent.h"
 
@@ -53,6 +54,16 @@ void ScsiCommand::OnDiskComplete(DiskRequest&) {
   if (!in_step_) unit_->OnRequestDone(*this);
 }
 
+void ScsiCommand::Abandon() {
+  interrupted_ = abandoned_ = true;
+  if (pause_ != 0) EndPause();  // the command may be gone after it
+}
+
+void ScsiCommand::EndPause() {
+  loop->CancelTimer(std::exchange(pause_, 0));
+  unit_->OnRequestDone(*this);
+}
+
 /// Commands are reused, and few of them need the memory that these few had.
 void ScsiCommand::ReleaseScratch() {
   if (scratch_.capacity() != 0) scratch_ = {};
@@ -100,6 +111,14 @@ ScsiUnit::Step ScsiUnit::SubmitRequest(ScsiCommand& command, DiskRequest::Op op,
   request.engine = nullptr;
   command.next_ = next;
   command.queue_->Submit(request);
+  return Step::kWaiting;
+}
+
+ScsiUnit::Step ScsiUnit::PauseUntilNext(ScsiCommand& command, ScsiCommand::Continuation next) {
+  constexpr uint64_t kPauseNs = 1'000'000;
+  KVMBUS_ASSERT(command.loop != nullptr);
+  command.next_ = next;
+  command.pause_ = command.loop->AddTimer(kPauseNs, [&command] { command.EndPause(); });
   return Step::kWaiting;
 }
 

@@ -45,6 +45,12 @@ class ScsiUnit {
     return SubmitRequest(command, op, extent, static_cast<ScsiCommand::Continuation>(next));
   }
 
+  /// `next` runs in a moment: what it waits for is not this command's to hear of.
+  template <typename Unit>
+  Step Pause(ScsiCommand& command, Step (Unit::*next)(ScsiCommand&)) {
+    return PauseUntilNext(command, static_cast<ScsiCommand::Continuation>(next));
+  }
+
   scsi::Sense stored_sense() const;
   void set_stored_sense(const scsi::Sense& sense);
   scsi::Sense TakeStoredSense();
@@ -55,6 +61,7 @@ class ScsiUnit {
   Step Start(ScsiCommand& command);
   Step SubmitRequest(ScsiCommand& command, DiskRequest::Op op, ScsiCommand::Extent extent,
                      ScsiCommand::Continuation next);
+  Step PauseUntilNext(ScsiCommand& command, ScsiCommand::Continuation next);
   Step FailRequest(ScsiCommand& command);
 
   std::atomic<uint32_t> stored_sense_{0};  ///< key, ASC, ASCQ from the top byte but one down

@@ -81,7 +81,7 @@ TEST_F(LostOwner, AChangeOfReservationsThatWasUnderWayIsNotRepeatedBlindly) {
   // It waits for the other's write.
   const auto preempt = a.Begin(Node::ReserveOut(Action::kPreemptAndAbort, kWriteExclusive), false,
                                Node::Keys(0xa, 0xb, false));
-  ASSERT_TRUE(Eventually([&] { return fake_->held() == 2; }));
+  ASSERT_TRUE(Eventually([&] { return !reservations_->AbortsAreDone(); }));
   StopOwner();
   fake_->set_timing(Timing::kInline);
   StartOwner();

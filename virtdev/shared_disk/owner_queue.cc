@@ -124,6 +124,7 @@ bool OwnerQueue::Begin(uint32_t slot) {
   command.cdb_length = wanted.cdb_length;
   command.data_in = wanted.data_in != 0;
   command.completion = this;
+  command.loop = &loop_;
   active_[slot] = std::move(idle_.back());
   idle_.pop_back();
   ++under_way_;
