@@ -293,6 +293,11 @@ bool PersistentReservations::EndCommand(const Initiator& from, uint64_t epoch) {
   return false;
 }
 
+bool PersistentReservations::IsAborted(const Initiator& from, uint64_t epoch) const {
+  std::lock_guard lock(mutex_);
+  return nexuses_.at(from).epoch != epoch;
+}
+
 bool PersistentReservations::AbortsAreDone() const {
   std::lock_guard lock(mutex_);
   return aborted_under_way_ == 0;

@@ -103,6 +103,8 @@ class PersistentReservations {
   /// its epoch; EndCommand is false if PREEMPT AND ABORT came meanwhile.
   uint64_t BeginCommand(const Initiator& from);
   bool EndCommand(const Initiator& from, uint64_t epoch);
+  /// What EndCommand will say, for those that take long.
+  bool IsAborted(const Initiator& from, uint64_t epoch) const;
   /// No command that was aborted is still under way.
   bool AbortsAreDone() const;
 

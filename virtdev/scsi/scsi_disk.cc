@@ -113,6 +113,12 @@ ScsiDisk::Step ScsiDisk::Dispatch(ScsiCommand& command) {
   return DispatchBlock(command);
 }
 
+bool ScsiDisk::MustEnd(const ScsiCommand& command) const {
+  return command.interrupted_ ||
+         (command.counted_ &&
+          options_.reservations->IsAborted(options_.initiator, command.abort_epoch_));
+}
+
 void ScsiDisk::OnFinished(ScsiCommand& command) {
   if (!command.counted_) return;
   command.counted_ = false;

@@ -63,6 +63,8 @@ class ScsiDisk final : public ScsiUnit {
   Step DispatchControl(ScsiCommand& command);
   void OnFinished(ScsiCommand& command) override;
   std::optional<scsi::Sense> TakeAttention();
+  /// A command of many steps makes no more: it is interrupted or aborted.
+  bool MustEnd(const ScsiCommand& command) const;
   uint64_t sectors() const { return sectors_.load(std::memory_order_relaxed); }
 
   // scsi_disk_control.cc: commands that touch no block.

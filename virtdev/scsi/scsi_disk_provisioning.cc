@@ -59,7 +59,7 @@ ScsiDisk::Step ScsiDisk::WriteSame(ScsiCommand& command) {
 
 ScsiDisk::Step ScsiDisk::WritePatternNext(ScsiCommand& command) {
   if (command.rest_.length == 0) return FinishWrite(command);
-  if (command.interrupted_) return End(command, scsi::Status::kBusy);
+  if (MustEnd(command)) return End(command, scsi::Status::kBusy);
   const uint64_t bytes = std::min(command.rest_.length, kPatternWriteBytes);
   command.scratch_iov_.clear();
   for (uint64_t done = 0; done < bytes; done += command.scratch_.size())
@@ -109,7 +109,7 @@ ScsiDisk::Step ScsiDisk::Unmap(ScsiCommand& command) {
 
 ScsiDisk::Step ScsiDisk::UnmapNext(ScsiCommand& command) {
   if (command.extents_.empty()) return FinishWrite(command);
-  if (command.interrupted_) return End(command, scsi::Status::kBusy);
+  if (MustEnd(command)) return End(command, scsi::Status::kBusy);
   const ScsiCommand::Extent extent = command.extents_.back();
   command.extents_.pop_back();
   return Submit(command, DiskRequest::Op::kUnmap, extent, &ScsiDisk::UnmapNext);
@@ -127,7 +127,7 @@ ScsiDisk::Step ScsiDisk::FormatUnit(ScsiCommand& command) {
 ScsiDisk::Step ScsiDisk::FormatNext(ScsiCommand& command) {
   if (command.rest_.length == 0)
     return Submit(command, DiskRequest::Op::kFlush, {}, &ScsiDisk::FinishWithoutData);
-  if (command.interrupted_) return End(command, scsi::Status::kBusy);
+  if (MustEnd(command)) return End(command, scsi::Status::kBusy);
   const ScsiCommand::Extent extent{command.rest_.offset,
                                    std::min(command.rest_.length, kFormatBytes)};
   command.rest_.offset += extent.length;

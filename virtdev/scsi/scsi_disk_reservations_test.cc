@@ -240,6 +240,52 @@ TEST_F(SharedDisk, PreemptAndAbortIsNotWaitedForByWhoGoes) {
   other_queue->Drain();
 }
 
+/// A command of many steps, aborted after its first: it may not go on to its end.
+TEST_F(SharedDisk, PreemptAndAbortEndsCommandsOfManySteps) {
+  Build(tests::FakeDisk::DefaultInfo(4 << 20));
+  a_ = NewInitiator(0xaa);
+  b_ = NewInitiator(0xbb);
+  const Bytes unmap_list = {0, 38, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1,
+                            0, 0,  0, 0,  0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0};
+  struct Long {
+    Bytes cdb, data;
+  };
+  const Long kLong[] = {
+      {{0x2f, 0, 0, 0, 0, 0, 0, 8, 0, 0}, {}},                    // VERIFY
+      {{0x2e, 0, 0, 0, 0, 0, 0, 0, 128, 0}, Bytes(65536, 0x77)},  // WRITE AND VERIFY
+      {{0x41, 0, 0, 0, 0, 0, 0, 0x10, 0, 0}, Bytes(512, 0x77)},   // WRITE SAME, 2 MiB
+      {{0x42, 0, 0, 0, 0, 0, 0, 0, 40, 0}, unmap_list},           // UNMAP
+  };
+  const std::unique_ptr<DiskQueue> other_queue = *fake_->OpenQueue(*loop_);
+  for (const Long& one : kLong) {
+    const auto name = testing::Message() << std::hex << int{one.cdb[0]};
+    fake_->set_timing(Timing::kInline);
+    RegisterBoth();
+    (void)fake_->TakeSeen();
+    fake_->set_timing(Timing::kHeld);
+    Bytes data = one.data;
+    Waiting waiting;
+    ScsiCommand command;
+    command.completion = &waiting;
+    std::copy(one.cdb.begin(), one.cdb.end(), command.cdb.begin());
+    command.cdb_length = static_cast<uint8_t>(one.cdb.size());
+    if (!data.empty()) command.data.AppendHost(data);
+    b_->Execute(command, other_queue.get(), fake_.get());
+    ASSERT_EQ(waiting.count, 0u) << name;
+    Begin(OutCdb(5, 3), false, List(kKeyA, kKeyB));
+    other_queue->Drain();
+    EXPECT_EQ(waiting.count, 1u) << name;
+    EXPECT_EQ(command.status, scsi::Status::kTaskAborted) << name;
+    EXPECT_EQ(fake_->TakeSeen().size(), 1u) << name << ": what was under way";
+    for (int turn = 0; turn < 1000 && outcome_.completions == 0; ++turn) loop_->RunOnce(1);
+    EXPECT_TRUE(outcome_.good()) << name;
+    From(b_);
+    EXPECT_TRUE(Out({0, 0, 0, 0, 0, 0}).failed_with(scsi::kRegistrationsPreempted));
+    From(a_);
+    ASSERT_TRUE(Out(OutCdb(0), List(kKeyA, 0)).good());
+  }
+}
+
 TEST_F(SharedDisk, ADiskOfOneInitiatorForgetsAtPowerOn) {
   unit_ = disk_.get();
   ASSERT_TRUE(Out(OutCdb(0), List(0, kKeyA)).good());

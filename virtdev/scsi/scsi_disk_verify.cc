@@ -68,7 +68,7 @@ ScsiDisk::Step ScsiDisk::Verify(ScsiCommand& command) {
 
 ScsiDisk::Step ScsiDisk::VerifyNext(ScsiCommand& command) {
   if (command.rest_.length == 0) return Good(command, command.data.size());
-  if (command.interrupted_) return End(command, scsi::Status::kBusy);
+  if (MustEnd(command)) return End(command, scsi::Status::kBusy);
   const uint64_t bytes = std::min(command.rest_.length, kPieceBytes);
   command.scratch_.resize(bytes);
   command.scratch_iov_.assign(1, iovec{command.scratch_.data(), bytes});
