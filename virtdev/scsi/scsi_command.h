@@ -83,6 +83,7 @@ class ScsiCommand : private DiskCompletion {
   bool counted_ = false;      ///< among its initiator's commands under way
   uint64_t abort_epoch_ = 0;  ///< of its initiator when it began
   // Of a remote disk.
+  bool moves_blocks_ = false;    ///< more than the buffer has: its request's length says how many
   uint64_t written_before_ = 0;  ///< of a flush: the writes that it covers
   uint64_t owner_token_ = 0;     ///< of the owner when it began, then of the one that executed it
 

@@ -257,6 +257,40 @@ TEST_F(SharedDiskTest, LimitsAreOfOneMachineAlone) {
   EXPECT_EQ(other.latency[DiskStatistics::kHeld].count, 0u);
 }
 
+/// Their blocks are the owner's to move, and not in the buffer.
+TEST_F(SharedDiskTest, LimitsAreForVerifyAndWriteSameToo) {
+  constexpr uint32_t kBytes = 2 << 20;
+  Node a(socket_, 1);
+  const auto held = [&] {
+    return a.disk->qos()->Statistics().latency[DiskStatistics::kHeld].count;
+  };
+  const auto limit = [&](uint64_t bytes_per_second) {
+    a.disk->qos()->SetLimits({.max_bytes_per_second = bytes_per_second});
+    a.loop->RunOnce(0);
+  };
+  limit(10 << 20);
+  EXPECT_TRUE(a.Out(Node::Cdb10(0x2f, 0, kBytes / 512)).good());
+  EXPECT_TRUE(a.Read(0, 1).good());
+  EXPECT_EQ(held(), 1u) << "VERIFY used up 200 ms of the limit";
+  EXPECT_EQ(a.disk->qos()->Statistics().bytes_read, kBytes + 512u);
+  limit(10 << 20);
+  EXPECT_TRUE(a.Out(Node::Cdb10(0x41, 0, kBytes / 512), Bytes(512, 0x77)).good());
+  EXPECT_TRUE(a.Read(0, 1).good());
+  EXPECT_EQ(held(), 2u) << "WRITE SAME likewise";
+  EXPECT_EQ(a.disk->qos()->Statistics().bytes_written, kBytes);
+  // What the owner refuses at once costs no more than it could have: 4 MiB and 8 MiB, not TiBs.
+  limit(100 << 20);
+  Bytes beyond(16);
+  scsi::PutBe<uint32_t>(beyond, 10, 0xffffffff);
+  for (const uint8_t opcode : {0x8f, 0x93}) {
+    beyond[0] = opcode;
+    EXPECT_FALSE(a.Out(beyond, Bytes(512)).good());
+  }
+  EXPECT_TRUE(a.Read(0, 1).good()) << "in seconds";
+  EXPECT_EQ(a.disk->qos()->Statistics().bytes_read, kBytes + 3 * 512u);
+  EXPECT_EQ(a.disk->qos()->Statistics().bytes_written, kBytes);
+}
+
 TEST_F(SharedDiskTest, WhatFailedIsCountedSo) {
   Node node(socket_, 1);
   ASSERT_TRUE(node.Read(0, 16).good());

@@ -89,7 +89,7 @@ void RemoteDisk::TakeOver(const shared_disk::HelloReply& reply) {
     power_loss_ = true;
   }
   const bool resized = info_.size_bytes != 0 && info_.size_bytes != reply.size_bytes;
-  info_.size_bytes = reply.size_bytes;
+  SetSize(reply.size_bytes);
   info_.logical_sector_bytes = reply.logical_sector_bytes;
   info_.physical_sector_bytes = reply.physical_sector_bytes;
   info_.disk_id.bytes = reply.disk_id;
@@ -129,7 +129,7 @@ Result<std::optional<shared_disk::Reply>> RemoteDisk::TakeReply() {
 void RemoteDisk::HandleEvent(const shared_disk::Reply& event) {
   if (event.call != shared_disk::Call::kResized) return;  // the answer came too late
   if (event.size_bytes == 0 || event.size_bytes % info_.logical_sector_bytes != 0) return;
-  info_.size_bytes = event.size_bytes;
+  SetSize(event.size_bytes);
   if (resized_) resized_();
 }
 
@@ -183,6 +183,11 @@ void RemoteDisk::Retry() {
     SetLink(Link::State::kGivenUp, 0);
   }
   retry_timer_ = main_loop_.AddTimer(options_.retry_ns, [this] { Retry(); });
+}
+
+void RemoteDisk::SetSize(uint64_t bytes) {
+  info_.size_bytes = bytes;
+  size_bytes_ = bytes;
 }
 
 // --- any thread

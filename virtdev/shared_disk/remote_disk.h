@@ -66,6 +66,7 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
   uint64_t token() const { return token_.load(); }
   /// Cheap: the owner that gave out this token has not been lost, as far as is known.
   bool IsCurrent(uint64_t token) const { return token_.load() == token; }
+  uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_relaxed); }
   const std::string& socket_path() const { return options_.socket_path; }
   uint64_t retry_ns() const { return options_.retry_ns; }
 
@@ -92,6 +93,7 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
   void HandleEvent(const shared_disk::Reply& event);
   void Lose(std::string_view why);
   void Retry();
+  void SetSize(uint64_t bytes);
   void SetLink(Link::State state, uint64_t token);
 
   const Options options_;
@@ -108,7 +110,8 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
 
   mutable std::mutex mutex_;  // guards link_
   Link link_;
-  std::atomic<uint64_t> token_{0};  ///< of link_
+  std::atomic<uint64_t> token_{0};       ///< of link_
+  std::atomic<uint64_t> size_bytes_{0};  ///< of info_
   std::atomic<uint64_t> written_{0};
   std::atomic<uint64_t> flushed_{0};
   std::atomic<bool> lost_writes_{false};

@@ -258,7 +258,7 @@ bool RemoteQueue::Finish(uint32_t slot) {
   command.bytes_moved = outcome.bytes_moved;
   command.overrun = outcome.overrun != 0;
   command.owner_token_ = token_;
-  flight.request->length = outcome.bytes_moved;
+  if (!command.moves_blocks_) flight.request->length = outcome.bytes_moved;
   flights_[slot] = {};
   free_.push_back(slot);
   End(command, *flight.request);

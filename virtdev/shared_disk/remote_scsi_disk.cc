@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtdev/shared_disk/remote_scsi_disk.h"
 
+#include <algorithm>
 #include <optional>
 
+#include "virtdev/scsi/block_extent.h"
 #include "virtdev/scsi/command_set.h"
+#include "virtdev/scsi/scsi_inquiry.h"
 #include "vmm/os/log.h"
 
 namespace kvmbus::virtdev {
@@ -21,6 +24,9 @@ std::optional<DiskRequest::Op> OpOf(const ScsiCommand& command) {
     case Opcode::kRead10:
     case Opcode::kRead12:
     case Opcode::kRead16:
+    case Opcode::kVerify10:
+    case Opcode::kVerify12:
+    case Opcode::kVerify16:
       return DiskRequest::Op::kRead;
     case Opcode::kWrite6:
     case Opcode::kWrite10:
@@ -29,10 +35,9 @@ std::optional<DiskRequest::Op> OpOf(const ScsiCommand& command) {
     case Opcode::kWriteAndVerify10:
     case Opcode::kWriteAndVerify12:
     case Opcode::kWriteAndVerify16:
-      return DiskRequest::Op::kWrite;
     case Opcode::kWriteSame10:
     case Opcode::kWriteSame16:
-      return DiskRequest::Op::kWriteZeroes;
+      return DiskRequest::Op::kWrite;
     case Opcode::kUnmap:
       return DiskRequest::Op::kUnmap;
     case Opcode::kSynchronizeCache10:
@@ -40,6 +45,22 @@ std::optional<DiskRequest::Op> OpOf(const ScsiCommand& command) {
       return DiskRequest::Op::kFlush;
     default:
       return std::nullopt;
+  }
+}
+
+/// Of commands that move more blocks than their buffer has: at most so many bytes; 0: of the
+/// others.
+uint64_t MostBlockBytes(const ScsiCommand& command, uint64_t disk_bytes) {
+  switch (static_cast<Opcode>(command.cdb[0])) {
+    case Opcode::kVerify10:
+    case Opcode::kVerify12:
+    case Opcode::kVerify16:
+      return disk_bytes;
+    case Opcode::kWriteSame10:
+    case Opcode::kWriteSame16:
+      return scsi::kMaxWriteSameBytes;
+    default:
+      return 0;
   }
 }
 
@@ -65,7 +86,11 @@ ScsiUnit::Step RemoteScsiDisk::Dispatch(ScsiCommand& command) {
   request.command = &command;
   request.unlimited = !op.has_value();
   request.op = op.value_or(DiskRequest::Op::kRead);
-  request.length = command.data.size();
+  const uint64_t most = MostBlockBytes(command, disk_->size_bytes());
+  command.moves_blocks_ = most != 0;
+  request.length = command.moves_blocks_
+                       ? std::min(scsi::ParseExtent(command.cdb).count * sector_bytes_, most)
+                       : command.data.size();
   command.next_ = static_cast<ScsiCommand::Continuation>(&RemoteScsiDisk::Conclude);
   command.queue_->Submit(request);
   return Step::kWaiting;

@@ -15,7 +15,8 @@ namespace kvmbus::virtdev {
 /// disk's owner means: a unit attention, and an error for a flush that came too late.
 class RemoteScsiDisk final : public ScsiUnit {
  public:
-  explicit RemoteScsiDisk(std::shared_ptr<RemoteDisk> disk) : disk_(std::move(disk)) {}
+  explicit RemoteScsiDisk(std::shared_ptr<RemoteDisk> disk)
+      : disk_(std::move(disk)), sector_bytes_(disk_->info().logical_sector_bytes) {}
 
   const std::shared_ptr<RemoteDisk>& io() const { return disk_; }
 
@@ -33,6 +34,7 @@ class RemoteScsiDisk final : public ScsiUnit {
   Step Conclude(ScsiCommand& command);
 
   const std::shared_ptr<RemoteDisk> disk_;
+  const uint64_t sector_bytes_;
 };
 
 }  // namespace kvmbus::virtdev
