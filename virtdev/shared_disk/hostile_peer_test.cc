@@ -217,59 +217,85 @@ TEST_F(HostileRing, DoorbellsWithoutEndChangeNothing) {
   EXPECT_EQ(slot, 0u);
 }
 
-TEST_F(HostilePeer, AnOwnerThatAnswersNonsenseIsLeft) {
-  // An owner of our own, which has a client's ring in its hands.
-  StopOwner();
-  const vmm::Fd listener = *vmm::ListenUnix(socket_);
-  auto loop = *vmm::Loop::Create();
-  std::shared_ptr<RemoteDisk> disk;
-  std::vector<vmm::Fd> sockets;
-  HelloReply reply;
-  reply.token = 5;
-  reply.owner = 1;
-  reply.size_bytes = kDiskBytes;
-  reply.logical_sector_bytes = reply.physical_sector_bytes = 512;
-  const auto accept = [&](std::vector<vmm::Fd>* fds) {
+/// An owner of our own, which has a client and its rings in its hands.
+class HostileOwner : public HostilePeer {
+ protected:
+  HostileOwner() {
+    StopOwner();
+    listener_ = *vmm::ListenUnix(socket_);
+    reply_.token = 5;
+    reply_.owner = 1;
+    reply_.size_bytes = kDiskBytes;
+    reply_.logical_sector_bytes = reply_.physical_sector_bytes = 512;
+  }
+  ~HostileOwner() override {
+    sockets_.clear();
+    listener_.Reset();
+    StartOwner();
+  }
+
+  /// The next connection: what came with its hello.
+  std::vector<vmm::Fd> Accept(bool answers = true) {
     vmm::Fd socket;
-    EXPECT_TRUE(Eventually([&] { return (socket = vmm::AcceptUnix(listener.get())).valid(); }));
+    EXPECT_TRUE(Eventually([&] { return (socket = vmm::AcceptUnix(listener_.get())).valid(); }));
     Hello hello;
+    std::vector<vmm::Fd> fds;
     size_t had = 0;
     while (had < sizeof(hello)) {
       const auto got =
-          vmm::ReceiveSome(socket.get(), BytesOf(hello).subspan(had), fds, vmm::kMaxSentFds);
+          vmm::ReceiveSome(socket.get(), BytesOf(hello).subspan(had), &fds, vmm::kMaxSentFds);
       if (!got.ok()) break;
       had += *got;
     }
-    sockets.push_back(std::move(socket));
-    return vmm::SendFrame(sockets.back().get(), BytesOf(reply)).ok();
-  };
-  std::vector<vmm::Fd> ignored, fds;
-  std::thread owner([&] { EXPECT_TRUE(accept(&ignored)); });
-  RemoteDisk::Options options;
-  options.socket_path = socket_;
-  options.initiator = Id(1);
-  options.retry_ns = 1'000'000;
-  auto connected = RemoteDisk::Connect(options, *memory_, *loop);
-  owner.join();
-  ASSERT_TRUE(connected.ok());
-  auto queue = *(*connected)->OpenQueue(*loop);
-  ASSERT_TRUE(accept(&fds));
+    sockets_.push_back(std::move(socket));
+    if (answers) {
+      EXPECT_TRUE(vmm::SendFrame(sockets_.back().get(), BytesOf(reply_)).ok());
+    }
+    return fds;
+  }
+  void Connect(uint64_t patience_ns = 30'000'000'000, int answer_ms = 5000) {
+    std::thread owner([&] { (void)Accept(); });
+    RemoteDisk::Options options;
+    options.socket_path = socket_;
+    options.initiator = Id(1);
+    options.retry_ns = 1'000'000;
+    options.patience_ns = patience_ns;
+    options.answer_ms = answer_ms;
+    auto connected = RemoteDisk::Connect(options, *memory_, *loop_);
+    owner.join();
+    ASSERT_TRUE(connected.ok());
+    disk_ = *connected;
+  }
+
+  std::unique_ptr<vmm::Loop> loop_ = *vmm::Loop::Create();
+  vmm::Fd listener_;
+  HelloReply reply_;
+  std::vector<vmm::Fd> sockets_;  ///< the client's, then its queues'
+  std::shared_ptr<RemoteDisk> disk_;
+};
+
+class Ended final : public ScsiCompletion {
+ public:
+  void OnScsiComplete(ScsiCommand&) override { ended = true; }
+  bool ended = false;
+};
+
+TEST_F(HostileOwner, WhoAnswersNonsenseIsLeft) {
+  Connect();
+  auto queue = *disk_->OpenQueue(*loop_);
+  std::vector<vmm::Fd> fds = Accept();
   ASSERT_EQ(fds.size(), 1u);
   auto ring = *DiskRing::Adopt(std::move(fds.front()));
-
-  struct Ended final : ScsiCompletion {
-    void OnScsiComplete(ScsiCommand&) override { ended = true; }
-    bool ended = false;
-  } completion;
+  Ended completion;
   ScsiCommand command;
   command.cdb = {0x28, 0, 0, 0, 0, 0, 0, 0, 1};
   command.cdb_length = 10;
   command.data_in = true;
   command.completion = &completion;
   ASSERT_TRUE(command.data.AppendRange(*memory_, 0, 512));
-  RemoteScsiDisk unit(*connected);
-  for (int i = 0; i < 20; ++i) loop->RunOnce(1);
-  unit.Execute(command, queue.get(), connected->get());
+  RemoteScsiDisk unit(disk_);
+  for (int i = 0; i < 20; ++i) loop_->RunOnce(1);
+  unit.Execute(command, queue.get(), disk_.get());
   queue->Kick();
   uint32_t slot;
   ASSERT_TRUE(Eventually([&] { return ring->Pop(&slot) == DiskRing::Popped::kSlot; }));
@@ -277,22 +303,41 @@ TEST_F(HostilePeer, AnOwnerThatAnswersNonsenseIsLeft) {
   ring->Push(slot);
   (void)ring->Publish();
   const uint8_t doorbell = 0;
-  ASSERT_TRUE(vmm::SendFrame(sockets.back().get(), {&doorbell, 1}).ok());
+  ASSERT_TRUE(vmm::SendFrame(sockets_.back().get(), {&doorbell, 1}).ok());
   uint64_t bad = 0;
   EXPECT_TRUE(Eventually([&] {
-    loop->RunOnce(1);
-    (*connected)->VisitCounters([&](std::string_view name, const vmm::Counter& counter) {
+    loop_->RunOnce(1);
+    disk_->VisitCounters([&](std::string_view name, const vmm::Counter& counter) {
       if (name == "shared_disk_bad_outcomes") bad = counter.value();
     });
     return bad == 1;
   }));
   EXPECT_FALSE(completion.ended) << "nobody knows what became of it";
-  sockets.clear();
+  sockets_.clear();
   queue->Drain();
   EXPECT_TRUE(completion.ended);
   EXPECT_EQ(command.status, scsi::Status::kBusy);
   queue.reset();
-  StartOwner();
+}
+
+TEST_F(HostileOwner, WhoNeverAnswersAQueueIsNotWaitedForWithoutEnd) {
+  Connect(200'000'000);
+  auto queue = *disk_->OpenQueue(*loop_);
+  (void)Accept(false);
+  Ended completion;
+  ScsiCommand command;
+  command.cdb_length = 6;
+  command.completion = &completion;
+  RemoteScsiDisk unit(disk_);
+  unit.Execute(command, queue.get(), disk_.get());
+  queue->Kick();
+  loop_->RunOnce(1);
+  EXPECT_FALSE(completion.ended);
+  EXPECT_TRUE(Eventually([&] {
+    loop_->RunOnce(1);
+    return completion.ended;
+  }));
+  EXPECT_EQ(command.sense, scsi::kInternalTargetFailure);
 }
 
 }  // namespace

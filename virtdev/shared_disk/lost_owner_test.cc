@@ -153,6 +153,22 @@ TEST_F(LostOwner, PatienceEnds) {
   }));
 }
 
+TEST_F(LostOwner, PatienceWithAnOwnerThatGivesNoQueueEnds) {
+  fake_->FailOpenQueue(true);
+  Node a(socket_, 1, 200'000'000);
+  const auto read = a.Begin(Node::Cdb10(0x28, 0, 1), true, Bytes(512));
+  Turn(a, 5);
+  EXPECT_FALSE(read->ended);
+  EXPECT_TRUE(a.Await(read).failed_with(scsi::kInternalTargetFailure));
+  EXPECT_EQ(a.disk->link().state, RemoteDisk::Link::State::kUp);
+  EXPECT_TRUE(a.Read(0, 1).failed_with(scsi::kInternalTargetFailure)) << "at once";
+  fake_->FailOpenQueue(false);
+  EXPECT_TRUE(Eventually([&] {
+    a.loop->RunOnce(1);
+    return a.Read(0, 1).good();
+  })) << "it is asked all the same";
+}
+
 TEST_F(LostOwner, AMachineThatStopsDoesNotWaitForIt) {
   fake_->set_timing(Timing::kHeld);
   Node a(socket_, 1);

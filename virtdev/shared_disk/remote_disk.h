@@ -68,6 +68,7 @@ class RemoteDisk final : public DiskIo, public std::enable_shared_from_this<Remo
   bool IsCurrent(uint64_t token) const { return token_.load() == token; }
   uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_relaxed); }
   const std::string& socket_path() const { return options_.socket_path; }
+  uint64_t patience_ns() const { return options_.patience_ns; }
   uint64_t retry_ns() const { return options_.retry_ns; }
 
   /// The guest is about to be told that it wrote (then look whether the owner IsCurrent still);

@@ -57,7 +57,7 @@ bool IsStatus(uint8_t status) {
 }  // namespace
 
 RemoteQueue::RemoteQueue(std::shared_ptr<RemoteDisk> disk, vmm::Loop& loop)
-    : disk_(std::move(disk)), loop_(loop) {
+    : disk_(std::move(disk)), loop_(loop), away_since_ns_(loop.clock().MonotonicNs()) {
   for (uint32_t slot = DiskRing::kSlots; slot-- > 0;) free_.push_back(slot);
   Greet();
 }
@@ -99,7 +99,7 @@ bool RemoteQueue::Forward(ScsiCommand& command, DiskRequest& request) {
     Send({&command, &request});
     return true;
   }
-  if (disk_->link().state == RemoteDisk::Link::State::kGivenUp) {
+  if (HasGivenUp()) {
     SetFailed(command);
     return false;
   }
@@ -164,6 +164,10 @@ void RemoteQueue::EndAll(void (*set_status)(ScsiCommand&)) {
 
 void RemoteQueue::ScheduleRetry() {
   lost_ = true;
+  ArmRetry();
+}
+
+void RemoteQueue::ArmRetry() {
   if (retry_timer_ == 0)
     retry_timer_ = loop_.AddTimer(disk_->retry_ns(), [this] {
       retry_timer_ = 0;
@@ -172,9 +176,18 @@ void RemoteQueue::ScheduleRetry() {
 }
 
 void RemoteQueue::Retry() {
-  if (state_ != State::kAway) return;
-  if (disk_->link().state == RemoteDisk::Link::State::kGivenUp) EndAll(SetFailed);
-  Greet();
+  if (state_ == State::kUp) return;
+  if (HasGivenUp()) EndAll(SetFailed);
+  if (state_ == State::kAway)
+    Greet();
+  else
+    ArmRetry();  // an owner may never answer
+}
+
+/// Its machine has no owner, or has one that gives this queue nothing, for too long.
+bool RemoteQueue::HasGivenUp() const {
+  return disk_->link().state == RemoteDisk::Link::State::kGivenUp ||
+         loop_.clock().MonotonicNs() - away_since_ns_ >= disk_->patience_ns();
 }
 
 void RemoteQueue::Greet() {
@@ -195,6 +208,7 @@ void RemoteQueue::Greet() {
   token_ = link.token;
   reply_bytes_ = 0;
   state_ = State::kGreeting;
+  ArmRetry();
 }
 
 void RemoteQueue::OnReady() {
@@ -273,6 +287,7 @@ void RemoteQueue::Lose() {
   socket_.Reset();
   ring_.reset();
   pushed_ = false;
+  if (state_ == State::kUp) away_since_ns_ = loop_.clock().MonotonicNs();
   state_ = State::kAway;
   for (uint32_t slot = 0; slot < DiskRing::kSlots; ++slot) {
     if (flights_[slot].command == nullptr) continue;

@@ -40,6 +40,8 @@ class RemoteQueue final : public DiskQueue {
   void Greet();
   void Retry();
   void ScheduleRetry();
+  void ArmRetry();
+  bool HasGivenUp() const;
   void OnReady();
   bool TakeHelloReply();
   void TakeOutcomes();
@@ -61,8 +63,9 @@ class RemoteQueue final : public DiskQueue {
   std::vector<Flight> waiting_;      ///< for an owner
   std::vector<Flight> interrupted_;  ///< the owner that had them died
   bool pushed_ = false;
-  bool lost_ = false;   ///< had no owner for a while
-  uint64_t token_ = 0;  ///< of this connection's owner
+  bool lost_ = false;       ///< had no owner for a while
+  uint64_t away_since_ns_;  ///< unless it is up
+  uint64_t token_ = 0;      ///< of this connection's owner
   vmm::Loop::TimerId retry_timer_ = 0;
 };
 
