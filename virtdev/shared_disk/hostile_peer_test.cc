@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <thread>
 
@@ -274,6 +276,28 @@ class HostileOwner : public HostilePeer {
   std::shared_ptr<RemoteDisk> disk_;
 };
 
+/// Events without pause, from a thread of their own, for two seconds at most.
+class Flood {
+ public:
+  explicit Flood(int socket) : thread_([this, socket] { Send(socket); }) {}
+  ~Flood() {
+    over_ = true;
+    thread_.join();
+  }
+
+ private:
+  void Send(int socket) {
+    shared_disk::Reply event;
+    event.call = shared_disk::Call::kResized;
+    event.size_bytes = kDiskBytes;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    while (!over_ && std::chrono::steady_clock::now() < end)
+      (void)vmm::SendFrame(socket, BytesOf(event));
+  }
+  std::atomic<bool> over_{false};
+  std::thread thread_;
+};
+
 class Ended final : public ScsiCompletion {
  public:
   void OnScsiComplete(ScsiCommand&) override { ended = true; }
@@ -318,6 +342,34 @@ TEST_F(HostileOwner, WhoAnswersNonsenseIsLeft) {
   EXPECT_TRUE(completion.ended);
   EXPECT_EQ(command.status, scsi::Status::kBusy);
   queue.reset();
+}
+
+TEST_F(HostileOwner, EventsWithoutEndDoNotKeepTheLoop) {
+  Connect();
+  unsigned events = 0;
+  disk_->SetResizeListener([&] { ++events; });
+  shared_disk::Reply event;
+  event.call = shared_disk::Call::kResized;
+  event.size_bytes = kDiskBytes;
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_TRUE(vmm::SendFrame(sockets_[0].get(), BytesOf(event)).ok());
+  }
+  loop_->RunOnce(0);
+  EXPECT_LT(events, 100u) << "others of the loop have their turn";
+  EXPECT_GT(events, 0u);
+  for (int i = 0; i < 100; ++i) loop_->RunOnce(0);
+  EXPECT_EQ(events, 100u) << "none is lost";
+}
+
+TEST_F(HostileOwner, EventsWithoutEndAreNoAnswer) {
+  Connect(30'000'000'000, 100);
+  const Flood flood(sockets_[0].get());
+  const auto begin = std::chrono::steady_clock::now();
+  shared_disk::Request request;
+  request.call = shared_disk::Call::kReset;
+  EXPECT_EQ(disk_->Call(request).error().code(), Code::kDeadlineExceeded);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
+  EXPECT_NE(disk_->link().state, RemoteDisk::Link::State::kUp);
 }
 
 TEST_F(HostileOwner, WhoNeverAnswersAQueueIsNotWaitedForWithoutEnd) {

@@ -113,8 +113,10 @@ Result<std::unique_ptr<DiskQueue>> RemoteDisk::OpenQueue(vmm::Loop& loop) {
 
 // --- the conversation
 
+/// An owner that sends without end does not keep the loop: the rest is for its next turn.
 void RemoteDisk::OnReady() {
-  for (;;) {
+  constexpr int kFramesPerTurn = 16;
+  for (int frames = 0; frames < kFramesPerTurn && socket_.valid(); ++frames) {
     auto reply = TakeReply();
     if (!reply.ok()) return Lose("it has gone");
     if (!reply->has_value()) return;
@@ -138,11 +140,16 @@ Result<shared_disk::Reply> RemoteDisk::Call(const shared_disk::Request& request)
     return Error(Code::kUnavailable, "the shared disk's owner is away; try again");
   const auto ask = [&]() -> Result<shared_disk::Reply> {
     TRY_VOID(vmm::SendFrame(socket_.get(), BytesOf(request)));
+    const uint64_t end = vmm::SystemClock().MonotonicNs() +
+                         static_cast<uint64_t>(options_.answer_ms) * uint64_t{1'000'000};
     for (;;) {
+      const uint64_t now = vmm::SystemClock().MonotonicNs();
+      // ReceiveFrame does not wait for what is there already, as of an owner that sends on and on.
+      if (now >= end) return Error(Code::kDeadlineExceeded, "the peer does not answer");
       shared_disk::Reply reply;
       std::copy(in_.begin(), in_.end(), BytesOf(reply).begin());
-      TRY_VOID(
-          vmm::ReceiveFrame(socket_.get(), BytesOf(reply).subspan(in_.size()), options_.answer_ms));
+      TRY_VOID(vmm::ReceiveFrame(socket_.get(), BytesOf(reply).subspan(in_.size()),
+                                 static_cast<int>((end - now) / 1'000'000) + 1));
       in_.clear();
       if (reply.call == request.call) return reply;
       HandleEvent(reply);
