@@ -26,6 +26,7 @@ class FakeDisk : public virtdev::DiskIo {
   /// When a request completes.
   enum class Timing {
     kInline,  ///< inside Submit
+    kInKick,
     kPosted,  ///< on a later turn of the loop, after a Kick
     kHeld,    ///< when the test calls Release on the queue's thread, or the device drains
   };
@@ -166,7 +167,11 @@ class FakeDisk::Queue final : public virtdev::DiskQueue {
     if (submitted_.empty()) return;
     started_.insert(started_.end(), submitted_.begin(), submitted_.end());
     submitted_.clear();
-    std::lock_guard lock(disk_.mutex_);
+    std::unique_lock lock(disk_.mutex_);
+    if (disk_.timing_ == Timing::kInKick) {
+      lock.unlock();
+      return FinishStarted();
+    }
     if (disk_.timing_ != Timing::kPosted) return;
     loop_.Post([this, alive = alive_] {
       if (*alive) FinishStarted();

@@ -118,13 +118,16 @@ class BounceQueue final : public HostQueue, private HostCompletion {
   void OnTransferDone(HostTransfer& transfer, int error) override {
     Bounce& bounce = *static_cast<Bounce*>(transfer.owner);
     if (error == 0) bounce.Unload();
+    // Nobody else would kick what is submitted from here.
     if (error == 0 && !bounce.IsOver()) {
       bounce.Load();
-      return below_->Submit(bounce.inner);
+      below_->Submit(bounce.inner);
+      return below_->Kick();
     }
     HostTransfer& outer = *bounce.outer;
     idle_.push_back(&bounce);
     StartWaiting();
+    below_->Kick();
     outer.completion->OnTransferDone(outer, error);
   }
 

@@ -5,6 +5,9 @@
 #include <cerrno>
 #include <climits>
 
+#include "virtdev/disk/engine/bounce_queue.h"
+#include "virtdev/disk/engine/cached_write_queue.h"
+
 namespace kvmbus::virtdev {
 namespace {
 
@@ -38,6 +41,11 @@ int TransferNow(HostTransfer& transfer, int flags) {
     transfer.Advance(static_cast<size_t>(n));
   }
   return 0;
+}
+
+vmm::Result<std::unique_ptr<HostQueue>> HostEngine::OpenQueue(vmm::Loop& loop) {
+  auto plain = TRY_CTX(OpenPlainQueue(loop), "opening a queue of a disk");
+  return MakeBounceQueue(MakeCachedWriteQueue(std::move(plain), loop));
 }
 
 void HostTransfer::Advance(size_t bytes) {

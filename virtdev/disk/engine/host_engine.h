@@ -60,7 +60,10 @@ class HostEngine {
  public:
   virtual ~HostEngine() = default;
   virtual std::string_view name() const = 0;  ///< "io_uring", "threads"
-  virtual vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) = 0;
+  /// Takes any buffer, and makes what is a copy of memory on the loop itself.
+  vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop);
+  /// Passes transfers on as they are: they must suit their files.
+  virtual vmm::Result<std::unique_ptr<HostQueue>> OpenPlainQueue(vmm::Loop& loop) = 0;
 };
 
 /// io_uring, or threads if the host forbids it or `force_threads`.

@@ -5,8 +5,6 @@
 #include <mutex>
 #include <thread>
 
-#include "virtdev/disk/engine/bounce_queue.h"
-#include "virtdev/disk/engine/cached_write_queue.h"
 #include "virtdev/disk/engine/host_engine.h"
 #include "vmm/os/thread.h"
 
@@ -123,8 +121,8 @@ class ThreadQueue final : public HostQueue {
 class ThreadEngine final : public HostEngine {
  public:
   std::string_view name() const override { return "threads"; }
-  vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
-    return MakeBounceQueue(MakeCachedWriteQueue(std::make_unique<ThreadQueue>(pool_, loop), loop));
+  vmm::Result<std::unique_ptr<HostQueue>> OpenPlainQueue(vmm::Loop& loop) override {
+    return std::make_unique<ThreadQueue>(pool_, loop);
   }
 
  private:

@@ -5,8 +5,6 @@
 #include <cerrno>
 #include <deque>
 
-#include "virtdev/disk/engine/bounce_queue.h"
-#include "virtdev/disk/engine/cached_write_queue.h"
 #include "virtdev/disk/engine/host_engine.h"
 
 namespace kvmbus::virtdev {
@@ -157,7 +155,7 @@ class UringQueue final : public HostQueue {
   void Wait(HostTransfer& transfer) {
     if (threads_ == nullptr) {
       auto threads = MakeThreadEngine();
-      auto queue = threads->OpenQueue(loop_);
+      auto queue = threads->OpenPlainQueue(loop_);
       if (!queue.ok()) return Done(transfer, EAGAIN);
       thread_engine_ = std::move(threads);
       threads_ = std::move(*queue);
@@ -184,10 +182,10 @@ class UringQueue final : public HostQueue {
 class UringEngine final : public HostEngine {
  public:
   std::string_view name() const override { return "io_uring"; }
-  vmm::Result<std::unique_ptr<HostQueue>> OpenQueue(vmm::Loop& loop) override {
+  vmm::Result<std::unique_ptr<HostQueue>> OpenPlainQueue(vmm::Loop& loop) override {
     auto queue = std::make_unique<UringQueue>(loop);
-    TRY_VOID_CTX(queue->Initialise(), "opening a queue of a disk");
-    return MakeBounceQueue(MakeCachedWriteQueue(std::move(queue), loop));
+    TRY_VOID(queue->Initialise());
+    return queue;
   }
 };
 

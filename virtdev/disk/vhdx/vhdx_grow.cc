@@ -55,6 +55,9 @@ Result<Region> CopyBat(const VhdxFile& vhdx, uint64_t old_bytes, uint64_t new_by
   Region to;
   to.offset = WholeMiB(TRY(file.Size()));
   to.length = static_cast<uint32_t>(WholeMiB(new_bytes));
+  if (to.offset > kMaxFileBytes - to.length)
+    return MakeError(Code::kOutOfRange, "its file would have more than {} TiB",
+                     kMaxFileBytes >> 40);
   TRY_VOID_CTX(file.Resize(to.offset + to.length), "adding a BAT of {} MiB", to.length / kMiB);
   std::vector<uint8_t> piece(kMiB);
   for (uint64_t at = 0; at < old_bytes; at += kMiB) {

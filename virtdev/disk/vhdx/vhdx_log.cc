@@ -286,8 +286,9 @@ Result<void> ReplayInPlace(BlockFile& file, ActiveHeader* active, const LogRepla
   TRY_VOID(WriteNextHeader(file, active));
   if (TRY(file.Size()) < replay.last_file_offset) TRY_VOID(file.Resize(replay.last_file_offset));
   for (const LogWrite& write : replay.writes) {
+    // A hole reads as zeroes too, and a few bytes of a log must not take all of the host's space.
     if (write.page.empty())
-      TRY_VOID(file.Zero(write.file_offset, write.length, true));
+      TRY_VOID(file.Zero(write.file_offset, write.length, false));
     else
       TRY_VOID(file.Write(write.page, write.file_offset));
   }

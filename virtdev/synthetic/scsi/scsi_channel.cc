@@ -132,7 +132,7 @@ void ScsiChannel::SendAnnouncement() {
 /// Room for the reply is there before a request is taken, on top of what is owed already. So no
 /// request is ever half done, and a full ring to the guest stops the ring from it.
 bool ScsiChannel::CanConsume() {
-  if (failed_ || active_.size() >= shared_.queue_depth) return false;
+  if (failed_ || IsFull()) return false;
   if (index_ != 0 && !shared_.session_ready.load(std::memory_order_acquire)) return false;
   return channel_->ReserveRoom(storvsc::kMaxPacketBytes, static_cast<unsigned>(active_.size()) + 1);
 }
@@ -148,12 +148,15 @@ void ScsiChannel::Turn() {
     if (channel_->Read(&packet_) != Channel::ReadStatus::kPacket) break;
     HandlePacket();
   }
+  // The guest does not signal what it adds to packets that were left.
+  const bool was_full = IsFull();
   if (!failed_) SendAnnouncement();
   KickQueues();
   channel_->Flush();
   SweepRetired();
   PublishTally();
   in_turn_ = false;
+  if (was_full && !IsFull()) ScheduleTurn();
 }
 
 /// One turn for all that completes in this round of the loop: a timer that is due costs no system

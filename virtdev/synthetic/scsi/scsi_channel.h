@@ -110,6 +110,7 @@ class ScsiChannel final : private ScsiCompletion {
   };
 
   // scsi_channel.cc: the ring.
+  bool IsFull() const { return active_.size() >= shared_.queue_depth; }
   bool CanConsume();
   void HandlePacket();
   void HandleControl(const storvsc::Packet& packet, size_t reply_bytes);

@@ -170,6 +170,16 @@ TEST_F(Controller, QueueDepthIsBounded) {
   EXPECT_EQ(seen, Ids(1, 20));
 }
 
+/// The guest, which is not to signal, adds nothing that would wake the channel.
+TEST_F(Controller, AQueueThatIsServedWithinAKickIsNotTheEnd) {
+  options_.queue_depth = 8;
+  disk_->set_timing(Timing::kInKick);
+  BuildAndHandshake();
+  for (uint64_t id = 1; id <= 20; ++id) Push(id, Cdb10(0x28, 0, 1), NewBuffer(512));
+  Settle();
+  EXPECT_EQ(TakeIds(), Ids(1, 20));
+}
+
 TEST_F(Controller, ManyMoreRequestsThanATurnServes) {
   BuildAndHandshake();
   std::set<uint64_t> seen;
