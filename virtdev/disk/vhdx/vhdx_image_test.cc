@@ -338,6 +338,23 @@ class CraftedLog {
     vhdx::Store(bytes, 4, vhdx::StructureChecksum(bytes));
     medium_.now.Write(bytes, kAt + place);
   }
+  /// The only entry: a range of zeroes.
+  void PutZeroes(uint64_t offset, uint64_t length) {
+    Bytes bytes(4096, 0);
+    vhdx::LogEntryHeader header = {};
+    header.signature = vhdx::kLogEntrySignature;
+    header.entry_length = static_cast<uint32_t>(bytes.size());
+    header.sequence_number = 1;
+    header.descriptor_count = 1;
+    header.log_guid = guid_;
+    header.flushed_file_offset = kAt;
+    header.last_file_offset = offset + length;
+    vhdx::Store(bytes, 0, header);
+    vhdx::Store(bytes, 64,
+                vhdx::ZeroDescriptor{vhdx::kZeroDescriptorSignature, 0, length, offset, 1});
+    vhdx::Store(bytes, 4, vhdx::StructureChecksum(bytes));
+    medium_.now.Write(bytes, kAt);
+  }
 
  private:
   static constexpr uint64_t kAt = 16 * kMiB;
@@ -366,6 +383,15 @@ TEST(VhdxImageTest, AHostileLogTakesLittleMemory) {
   CraftedLog(medium, 96 * kMiB).Put(0, 1, 0, 20000);
   EXPECT_NE(WhyNot(medium).find("64 MiB"), std::string::npos) << WhyNot(medium);
   EXPECT_NE(WhyNot(medium, false).find("64 MiB"), std::string::npos);
+}
+
+/// A log of one page that says more is zero than the host has: a hole is.
+TEST(VhdxImageTest, AHostileLogTakesNoSpace) {
+  CrashMedium medium = NewMedium();
+  CraftedLog(medium, kMiB).PutZeroes(32 * kMiB, 256 * kMiB);
+  medium.most_bytes = 64 * kMiB;
+  EXPECT_EQ(WhyNot(medium, false), "");
+  EXPECT_EQ(medium.now.size(), 288 * kMiB) << "it was replayed";
 }
 
 /// On a host that takes no space back: what it is asked to zero is counted.
