@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 
 #include "cmd/vmmd/checkpoints_test_host.h"
+#include "cmd/vmmd/image_files.h"
 #include "vmm/manager/disk_operations.h"
+#include "vmm/manager/image_users.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -83,6 +85,103 @@ TEST_F(CheckpointsMergeTest, AFolderThatIsReachedByASymbolicLinkIsTheFolder) {
   EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abc.");
   EXPECT_EQ(host_->Images().size(), 1u);
   std::filesystem::remove(link);
+}
+
+/// The worker had linked the layer above anew, and was killed before it removed the file: to merge
+/// it again would give its parent another identity, which nobody is linked to.
+TEST_F(CheckpointsMergeTest, AMergeThatWasAsGoodAsOverIsNotMadeAgain) {
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  const std::string middle = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("two").ok());
+  host_->Write(2, 'c');
+  const std::string top = TestHost::DiskOf(host_->Vm());
+  config::Vm vm = host_->Vm();
+  vm.mutable_merging()->set_file(middle);
+  vm.mutable_merging()->set_into(base);
+  vm.mutable_merging()->add_children(top);
+  vm.add_unneeded_disks(base);
+  vm.add_unneeded_disks(middle);
+  vm.clear_parent_checkpoint();
+  config::FileChange change;
+  *change.add_store() = vm;
+  *change.add_remove() = Named("one");
+  *change.add_remove() = Named("two");
+  ASSERT_TRUE(host_->inventory->Make(change).ok());
+  std::filesystem::create_hard_link(middle, middle + ".kept");
+  ASSERT_TRUE(virtdev::MergeDisk(middle, nullptr).ok());
+  ASSERT_TRUE(virtdev::ReparentDisk(top, base, true).ok());
+  std::filesystem::rename(middle + ".kept", middle);
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "abc.");
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), base);
+  EXPECT_EQ(host_->Images().size(), 1u);
+}
+
+/// A live merge leaves a link of the top's name, and the power goes before the configuration has
+/// the file's.
+TEST_F(CheckpointsMergeTest, ADiskThatIsALinkIsTheFile) {
+  host_->MakeVm("");
+  host_->Write(0, 'a');
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  host_->Write(1, 'b');
+  const std::string leaf = TestHost::DiskOf(host_->Vm());
+  config::Vm vm = host_->Vm();
+  const std::string link = folder_ + "/" + "link_" + vm.id() + ".avhdx";
+  std::filesystem::create_symlink(leaf, link);
+  vm.mutable_disks(0)->set_path(link);
+  vm.add_unneeded_disks(leaf);
+  vm.add_unneeded_disks(base);
+  vm.clear_parent_checkpoint();
+  config::FileChange change;
+  *change.add_store() = vm;
+  *change.add_remove() = Named("one");
+  ASSERT_TRUE(host_->inventory->Make(change).ok());
+  Restart();
+  ASSERT_TRUE(host_->Settle());
+  EXPECT_EQ(TestHost::ContentOf(host_->Vm()), "ab..");
+  EXPECT_EQ(TestHost::DiskOf(host_->Vm()), base);
+}
+
+TEST_F(CheckpointsMergeTest, ALayerThatACheckpointStandsOnIsNotMergedByHand) {
+  host_->MakeVm("");
+  const std::string base = TestHost::DiskOf(host_->Vm());
+  ASSERT_TRUE(host_->Create("one").ok());
+  const std::string leaf = TestHost::DiskOf(host_->Vm());
+  virtdev::CreateDiskOptions options;
+  options.parent = leaf;
+  const std::string child = folder_ + "/child.vhdx";
+  ASSERT_TRUE(virtdev::CreateDisk(child, options).ok());
+  config::Vm vm = host_->Vm();
+  vm.mutable_disks(0)->set_path(child);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  ImageFiles files;
+  const auto check = [&](const std::string& path, bool offline) {
+    const auto result = vmm::CheckMerge(path, offline, vmm::ImageUsersOf(*host_->inventory), files);
+    return result.ok() ? "" : result.error().ToString();
+  };
+  EXPECT_THAT(check(leaf, false), HasSubstr("checkpoint 'one' of 't' stands on '" + base));
+  EXPECT_EQ(check(child, false), "") << "no checkpoint stands on its parent";
+  ASSERT_TRUE(host_->inventory
+                  ->Make([&] {
+                    config::FileChange change;
+                    *change.add_remove() = Named("one");
+                    return change;
+                  }())
+                  .ok());
+  EXPECT_EQ(check(leaf, false), "");
+  EXPECT_THAT(check(leaf, true), HasSubstr("merge '" + child + "' first"));
+  EXPECT_EQ(check(child, true), "");
+  EXPECT_EQ(check(base, true), "") << "there is nothing to merge it into";
+  // Somebody else's child of the same parent.
+  options.parent = base;
+  ASSERT_TRUE(virtdev::CreateDisk(folder_ + "/other.vhdx", options).ok());
+  EXPECT_THAT(check(folder_ + "/other.vhdx", true), HasSubstr("stands on '" + base + "' too"));
 }
 
 TEST_F(CheckpointsMergeTest, WhatADiskOfAnotherMachineStandsOnStays) {

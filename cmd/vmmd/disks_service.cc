@@ -3,7 +3,9 @@
 
 #include "api/vmms.grpc.pb.h"
 #include "cmd/vmmd/api_call.h"
+#include "cmd/vmmd/image_files.h"
 #include "vmm/manager/disk_operations.h"
+#include "vmm/manager/image_users.h"
 
 namespace kvmbus::cmd {
 namespace {
@@ -19,7 +21,7 @@ constexpr int kCancelIntervals = 25;  ///< then nobody waits for the end of what
 class DisksService final : public api::Disks::Service {
  public:
   DisksService(vmm::Loop& loop, vmm::Inventory& inventory)
-      : loop_(loop), disks_(inventory, DiskOperations::For::kUser) {}
+      : loop_(loop), inventory_(inventory), disks_(inventory, DiskOperations::For::kUser) {}
 
   grpc::Status CheckDiskChange(grpc::ServerContext*, const api::CheckDiskChangeRequest* request,
                                api::Empty*) override {
@@ -28,7 +30,9 @@ class DisksService final : public api::Disks::Service {
       tell(disks_.CheckByHand(request.path(),
                               request.merges() ? ByHand::kOfflineMerge : ByHand::kResize));
     });
-    return ToStatus(done->Wait());
+    auto allowed = done->Wait();
+    if (allowed.ok() && request->merges()) allowed = CheckUsers(request->path(), true);
+    return ToStatus(allowed);
   }
 
   grpc::Status ResizeDisk(grpc::ServerContext*, const api::ResizeDiskRequest* request,
@@ -50,6 +54,7 @@ class DisksService final : public api::Disks::Service {
   grpc::Status MergeDisk(grpc::ServerContext* context, const api::MergeDiskRequest* request,
                          grpc::ServerWriter<api::DiskProgress>* writer) override {
     const std::string path = request->path();
+    if (const auto allowed = CheckUsers(path, false); !allowed.ok()) return ToStatus(allowed);
     const auto done = Begin([this, path](DiskOperations::Done tell) {
       const auto allowed = disks_.CheckByHand(path, DiskOperations::ByHand::kMerge);
       allowed.ok() ? disks_.Merge(path, std::move(tell)) : tell(allowed);
@@ -77,6 +82,13 @@ class DisksService final : public api::Disks::Service {
     return promise;
   }
 
+  /// Who stands on the image, and on its parent.
+  Result<void> CheckUsers(const std::string& path, bool offline) {
+    std::vector<vmm::ImageUser> users;
+    loop_.PostAndWait([&] { users = vmm::ImageUsersOf(inventory_); });
+    return vmm::CheckMerge(path, offline, users, files_);
+  }
+
   void Report(const std::string& path, grpc::ServerWriter<api::DiskProgress>* writer) {
     auto promise = std::make_shared<Promise<Result<DiskOperations::Place>>>();
     loop_.Post([this, path, promise] {
@@ -92,7 +104,9 @@ class DisksService final : public api::Disks::Service {
   }
 
   vmm::Loop& loop_;
+  vmm::Inventory& inventory_;
   DiskOperations disks_;
+  ImageFiles files_;
 };
 
 }  // namespace

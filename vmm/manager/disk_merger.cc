@@ -38,6 +38,17 @@ std::string KeyOf(const std::string& path) {
   return RealPath(FolderOf(path)).value_or(FolderOf(path)) + "/" + whole.filename().string();
 }
 
+/// The same of a disk. The name that a live merge left is a symbolic link to what the disk is now.
+std::string FileKeyOf(const std::string& disk) { return RealPath(disk).value_or(KeyOf(disk)); }
+
+/// It was cut short when it was as good as over: what stood on the file stands on the other one.
+bool IsLinkedAnew(const config::DiskMerge& merge, const DiskForest& forest) {
+  return std::any_of(merge.children().begin(), merge.children().end(), [&](const auto& child) {
+    const auto at = forest.parents.find(KeyOf(child));
+    return at != forest.parents.end() && at->second == KeyOf(merge.into());
+  });
+}
+
 /// Replaces the name of a disk; whether it was there.
 bool Rename(config::Vm* vm, const std::string& from, const std::string& to) {
   bool found = false;
@@ -145,8 +156,10 @@ Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
   const auto name = [&](const config::Vm& config) {
     for (const config::Disk& disk : config.disks()) {
       if (disk.kind() != config::HARD_DISK) continue;
-      plan.forest.named.insert(KeyOf(disk.path()));
-      tops.push_back(KeyOf(disk.path()));
+      const std::string key = KeyOf(disk.path()), file = FileKeyOf(disk.path());
+      if (key != file) plan.links[key] = file;
+      plan.forest.named.insert(file);
+      tops.push_back(file);
     }
   };
   name(vm);
@@ -190,7 +203,7 @@ void DiskMerger::AddOthers(const std::vector<config::Vm>& others, DiskForest* fo
   for (const config::Vm& vm : others) {
     for (const config::Disk& disk : vm.disks()) {
       if (disk.kind() != config::HARD_DISK) continue;
-      std::string file = KeyOf(disk.path());
+      std::string file = FileKeyOf(disk.path());
       forest->named.insert(file);
       for (size_t depth = 0; depth <= kMaxDepth && forest->parents.count(file) == 0; ++depth) {
         const auto parent = ParentOf(file);
@@ -229,6 +242,11 @@ void DiskMerger::OnPlan(const std::string& vm, const Result<Plan>& plan) {
   const auto view = inventory_.Get(vm);
   if (!view.ok()) return Ended(vm, view.error(), false);
   if (*tasks_[vm].cancelled) return Ended(vm, Error(Code::kCancelled, "cancelled"), false);
+  if (!plan->links.empty()) return FollowLinks(vm, plan->links);
+  if (view->config.has_merging() && IsLinkedAnew(view->config.merging(), plan->forest)) {
+    const auto removed = RemoveFile(view->config.merging().file());
+    return removed.ok() ? FinishMerge(vm, view->config.merging()) : Ended(vm, removed, false);
+  }
   if (view->config.has_merging()) return BeginMerge(vm, view->config, plan->forest);
   if (!plan->missing.empty()) {
     config::Vm changed = view->config;
@@ -256,6 +274,20 @@ void DiskMerger::BeginMerge(const std::string& vm, config::Vm config, const Disk
   for (const std::string& child : children) merge.add_children(child);
   if (const auto stored = inventory_.Store(config); !stored.ok()) return Ended(vm, stored, false);
   Merge(vm, merge);
+}
+
+/// What a file is merged into, or who stands on it, is known by files.
+void DiskMerger::FollowLinks(const std::string& vm,
+                             const std::map<std::string, std::string>& links) {
+  std::vector<config::Vm> all = {inventory_.Get(vm)->config};
+  for (const auto& [id, checkpoint] : inventory_.Checkpoints(vm)) all.push_back(checkpoint);
+  for (config::Vm& config : all) {
+    bool changed = false;
+    for (const auto& [link, file] : links) changed = Rename(&config, link, file) || changed;
+    if (!changed) continue;
+    if (const auto stored = inventory_.Store(config); !stored.ok()) return Ended(vm, stored, false);
+  }
+  Ended(vm, {}, false);
 }
 
 void DiskMerger::Delete(const std::string& vm, const Plan& plan) {

@@ -52,11 +52,13 @@ class DiskMerger final : public ImageWorker {
     std::optional<DiskForest::Step> step;
     DiskForest forest;
     std::set<std::string> missing;  ///< files that are gone, or are not ours to delete
+    std::map<std::string, std::string> links;  ///< disks that are symbolic links, and their files
   };
 
   void Pump(const std::string& vm);
   void OnPlan(const std::string& vm, const Result<Plan>& plan);
   void Delete(const std::string& vm, const Plan& plan);
+  void FollowLinks(const std::string& vm, const std::map<std::string, std::string>& links);
   void BeginMerge(const std::string& vm, config::Vm config, const DiskForest& forest);
   void Merge(const std::string& vm, const config::DiskMerge& merge);
   void MergeHere(const std::string& vm, const config::DiskMerge& merge);

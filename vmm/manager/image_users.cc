@@ -73,11 +73,11 @@ Result<void> CheckMerge(const std::string& path, bool offline, const std::vector
                          "checkpoint '{}' of '{}' stands on '{}', which the merge would write to: "
                          "delete it ('vmctl checkpoint delete'), and vmmd merges what it leaves",
                          user.config.checkpoint().name(), user.machine, parent);
-      if (!Has(chain, image))
+      if (!Has(chain, image) && chain.front() != parent)
         return MakeError(Code::kFailedPrecondition,
                          "disk '{}' of '{}' stands on '{}' too, which the merge would write to",
                          disk.path(), user.machine, parent);
-      if (offline && !user.runs && chain.front() != image)
+      if (offline && !user.runs && Has(chain, image) && chain.front() != image)
         return MakeError(Code::kFailedPrecondition,
                          "disk '{}' of '{}' stands on '{}', and would not find it: merge it while "
                          "that runs, or merge '{}' first",
