@@ -30,17 +30,18 @@ Client::Client(const std::string& socket)
       transfers_(api::Transfers::NewStub(channel_)),
       jobs_(api::Jobs::NewStub(channel_)) {}
 
+bool Client::NobodyListens(const grpc::Status& status) const {
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE && !vmm::ConnectUnix(socket_).ok();
+}
+
 int Client::Check(const grpc::Status& status) const {
   if (status.ok()) return kExitDone;
-  // gRPC says UNAVAILABLE both for "nobody listens" and for what vmmd itself answers.
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-    if (const auto probe = vmm::ConnectUnix(socket_); !probe.ok()) {
-      std::fprintf(stderr,
-                   "vmctl: vmmd does not answer on '%s': start it (systemctl start vmmd), or name "
-                   "its socket with --socket\n",
-                   socket_.c_str());
-      return kExitNoDaemon;
-    }
+  if (NobodyListens(status)) {
+    std::fprintf(stderr,
+                 "vmctl: vmmd does not answer on '%s': start it (systemctl start vmmd), or name "
+                 "its socket with --socket\n",
+                 socket_.c_str());
+    return kExitNoDaemon;
   }
   std::fprintf(stderr, "vmctl: %s\n", status.error_message().c_str());
   return ExitCodeOf(static_cast<vmm::Code>(status.error_code()));

@@ -25,6 +25,8 @@ class Client {
   api::Transfers::Stub& transfers() { return *transfers_; }
   api::Jobs::Stub& jobs() { return *jobs_; }
 
+  /// gRPC says UNAVAILABLE both for that and for what vmmd itself answers.
+  bool NobodyListens(const grpc::Status& status) const;
   /// 0, or after one line on standard error the exit status.
   int Check(const grpc::Status& status) const;
 

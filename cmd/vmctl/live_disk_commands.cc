@@ -16,8 +16,8 @@ std::string Absolute(const std::string& path) {
 
 /// No vmmd, or none of its virtual machines: then somebody else uses the file.
 int Check(const Client& client, const grpc::Status& status, const vmm::Error& refused) {
-  const bool not_ours = status.error_code() == grpc::StatusCode::NOT_FOUND ||
-                        status.error_code() == grpc::StatusCode::UNAVAILABLE;
+  const bool not_ours =
+      status.error_code() == grpc::StatusCode::NOT_FOUND || client.NobodyListens(status);
   if (!not_ours) return client.Check(status);
   std::fprintf(stderr, "vmctl: %s\n", refused.ToString().c_str());
   return ExitCodeOf(refused.code());
@@ -56,8 +56,13 @@ int MergeDiskInUse(const Context& context, const std::string& path,
   grpc::ClientContext call;
   const auto stream = client.disks().MergeDisk(&call, request);
   api::DiskProgress message;
-  while (stream->Read(&message)) progress(message.done(), message.total());
-  return Check(client, stream->Finish(), refused);
+  bool begun = false;
+  while (stream->Read(&message)) {
+    begun = true;
+    progress(message.done(), message.total());
+  }
+  const grpc::Status status = stream->Finish();
+  return begun ? client.Check(status) : Check(client, status, refused);
 }
 
 int CreateChildInUse(const Context& context, const std::string& path, const std::string& parent) {

@@ -54,7 +54,10 @@ void ReservationsFile::EndMove(bool moved) {
 }
 
 Result<DiskReservations> OpenReservations(const std::string& path) {
-  auto file = std::make_shared<ReservationsFile>(path);
+  // A live merge that was cut short has left a link of the disk's old name, which has none.
+  const bool has_own = vmm::FileExists(path + ".reservations");
+  auto file =
+      std::make_shared<ReservationsFile>(has_own ? path : vmm::RealPath(path).value_or(path));
   auto state = std::make_shared<virtdev::PersistentReservations>(
       [file](const std::string& stored) { return file->Store(stored); });
   const std::string stored = TRY(file->Load());

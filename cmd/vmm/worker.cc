@@ -205,6 +205,7 @@ void Worker::OnRequest(const worker::Request& request, ControlServer::ReplyFunct
       answer.mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT);
       *answer.mutable_hello()->mutable_config() = options_.config;
       if (board_) board_->NameChildren(answer.mutable_hello()->mutable_config());
+      answer.mutable_hello()->set_names_children(board_ != nullptr);
       *answer.mutable_hello()->mutable_status() = MakeStatus();
       return reply(answer);
     case Call::kStatus:

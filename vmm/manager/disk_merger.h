@@ -51,7 +51,7 @@ class DiskMerger final : public ImageWorker {
   struct Plan {
     std::optional<DiskForest::Step> step;
     DiskForest forest;
-    std::set<std::string> missing;  ///< files that are gone, or are not ours to delete
+    std::set<std::string> missing;             ///< files that are gone, or are not ours to delete
     std::map<std::string, std::string> links;  ///< disks that are symbolic links, and their files
   };
 

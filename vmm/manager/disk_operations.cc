@@ -22,6 +22,12 @@ void RemoveOldName(const std::string& path) {
   if (::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) ::unlink(path.c_str());
 }
 
+/// What a machine that uses the file says, and not that there is none.
+Error ByItsUser(Error error) {
+  if (error.code() != Code::kNotFound) return error;
+  return Error(Code::kFailedPrecondition, error.ToString());
+}
+
 bool MayStillHappen(const Error& error) {
   return error.code() == Code::kUnavailable || error.code() == Code::kDeadlineExceeded;
 }
@@ -106,7 +112,7 @@ void DiskOperations::Resize(const std::string& path, uint64_t size_bytes, Done d
     request.mutable_resize_disk()->set_size_bytes(size_bytes);
     inventory_.Call(place->vm, std::move(request), kChangeTimeoutNs,
                     [done](const Result<worker::Reply>& reply) {
-                      done(reply.ok() ? Result<void>() : reply.error());
+                      done(reply.ok() ? Result<void>() : ByItsUser(reply.error()));
                     });
   });
 }
@@ -160,7 +166,9 @@ void DiskOperations::StartChild(const Place& place, const std::string& path, Don
                   [this, place, done](const Result<worker::Reply>& reply) {
                     if (reply.ok()) return done(ChildIsMade(place));
                     // A worker that went may have made it: the next start sees.
-                    if (!MayStillHappen(reply.error())) {
+                    if (MayStillHappen(reply.error())) {
+                      inventory_.FollowChildren(place.vm);
+                    } else {
                       (void)inventory_.ChangeDisk(place.vm, place.disk.controller(),
                                                   place.disk.lun(),
                                                   [](config::Disk* disk) { disk->clear_next(); });
@@ -188,7 +196,7 @@ void DiskOperations::Merge(const std::string& path, Done done) {
     inventory_.Call(place->vm, std::move(request), kMergeTimeoutNs,
                     [this, place = *place, done](const Result<worker::Reply>& reply) {
                       EndChange(place.vm);
-                      if (!reply.ok()) return done(reply.error());
+                      if (!reply.ok()) return done(ByItsUser(reply.error()));
                       const std::string now = reply->disk_place().path();
                       std::string before;
                       const auto stored =

@@ -39,6 +39,7 @@ class DiskOperationsTest : public ManagerTest {
       worker::Reply reply;
       if (request.has_hello()) {
         Greet(running_, worker::RUNNING, static_cast<uint32_t>(::getpid()), &reply);
+        reply.mutable_hello()->set_names_children(names_children_);
         greeted_ = true;
         return reply;
       }
@@ -81,7 +82,7 @@ class DiskOperationsTest : public ManagerTest {
   std::string uses_ = "base.vhdx";
   uint32_t layer_ = 0;
   config::Vm running_;
-  bool greeted_ = false;
+  bool greeted_ = false, names_children_ = true;
   std::unique_ptr<DiskOperations> operations_;
 };
 
@@ -164,6 +165,16 @@ TEST_F(DiskOperationsTest, AChildThatNobodyWaitsForIsFollowed) {
     EXPECT_EQ(Stored().path(), made ? Path("child.vhdx") : Path("base.vhdx"));
     inventory_.reset();
   }
+}
+
+/// The next start sees whether it has made the child.
+TEST_F(DiskOperationsTest, AWorkerOfAnEarlierVersionDoesNotSayThatAChildFailed) {
+  vm_.mutable_disks(0)->set_next(Path("child.vhdx"));
+  running_ = vm_;
+  running_.mutable_disks(0)->clear_next();
+  names_children_ = false;
+  OpenWithWorker([](const worker::Request&) { return worker::Reply(); });
+  EXPECT_EQ(Stored().next(), Path("child.vhdx"));
 }
 
 /// While another disk's child is followed: what the worker had said before it was asked.

@@ -93,6 +93,8 @@ class Inventory {
   /// Stores what `change` makes of a hard disk's entry. kNotFound: there is none.
   Result<void> ChangeDisk(const std::string& id, uint32_t controller, uint32_t lun,
                           const std::function<void(config::Disk*)>& change);
+  /// What becomes of a child that the worker may be making, and nobody waits for any more.
+  void FollowChildren(const std::string& id);
 
   /// Puts a disc into a DVD drive, or takes it out; a running guest that holds it is asked first
   /// unless it is forced.
@@ -167,7 +169,7 @@ class Inventory {
   Result<void> CheckNothingStandsOnDisks(const config::Vm& vm) const;
   Done InFlight(Record& record, Done done);
   Result<void> SettleDisks(Record& record);
-  void TakeOverDisks(const Record& record, const config::Vm& worker);
+  void TakeOverDisks(const Record& record, const worker::HelloReply& hello);
   void AwaitChildren(const std::string& id, const config::Vm& worker);
   void UndoAttach(const std::string& id, const config::Disk& disk, const Error& why, Done done);
   void ChangeDisc(const std::string& id, config::Disk drive, worker::Request request, Done done);

@@ -185,11 +185,12 @@ Result<void> Inventory::SettleDisks(Record& record) {
 
 /// A worker whose disks have changed while vmmd was away, or whose child of a disk came to nothing.
 /// A child that is asked for by this link, or by a job, is settled by who asks.
-void Inventory::TakeOverDisks(const Record& record, const config::Vm& worker) {
+void Inventory::TakeOverDisks(const Record& record, const worker::HelloReply& hello) {
   const config::Vm before = record.config;
   for (const config::Disk& known : before.disks()) {
-    for (const config::Disk& now : worker.disks()) {
-      const bool failed = now.next() != known.next() && record.busy.empty() && record.changes == 0;
+    for (const config::Disk& now : hello.config().disks()) {
+      const bool failed = hello.names_children() && now.next() != known.next() &&
+                          record.busy.empty() && record.changes == 0;
       if (known.kind() != config::HARD_DISK || now.kind() != config::HARD_DISK ||
           now.controller() != known.controller() || now.lun() != known.lun() ||
           (now.path() == known.path() && !failed))
@@ -209,6 +210,10 @@ void Inventory::TakeOverDisks(const Record& record, const config::Vm& worker) {
 void Inventory::AwaitChildren(const std::string& id, const config::Vm& worker) {
   const auto is_making = [](const config::Disk& disk) { return !disk.next().empty(); };
   if (std::none_of(worker.disks().begin(), worker.disks().end(), is_making)) return;
+  FollowChildren(id);
+}
+
+void Inventory::FollowChildren(const std::string& id) {
   loop_.AddTimer(kChildIntervalNs, [this, alive = alive_, id] {
     Record* record = *alive ? Find(id) : nullptr;
     if (record != nullptr && record->active() && record->link) SayHello(*record);

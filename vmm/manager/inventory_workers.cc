@@ -219,7 +219,7 @@ void Inventory::OnHello(Record& record, const worker::HelloReply& hello) {
     if (process.ok()) Watch(record, std::move(process).value());
   }
   if (hello.protocol() != worker::PROTOCOL_CURRENT) return OnStranger(record, hello);
-  TakeOverDisks(record, hello.config());
+  TakeOverDisks(record, hello);
   AwaitChildren(record.config.id(), hello.config());
   const bool again = std::exchange(record.link_lost, false);
   if (again) record.status.clear_state();  // what it led to is done again

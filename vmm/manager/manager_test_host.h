@@ -80,6 +80,7 @@ class ManagerTest : public testing::Test {
   static void Greet(const config::Vm& vm, worker::State state, uint32_t pid, worker::Reply* reply) {
     reply->mutable_hello()->set_protocol(worker::PROTOCOL_CURRENT);
     *reply->mutable_hello()->mutable_config() = vm;
+    reply->mutable_hello()->set_names_children(true);
     reply->mutable_hello()->mutable_status()->set_state(state);
     reply->mutable_hello()->mutable_status()->set_pid(pid);
   }

@@ -358,7 +358,7 @@ class VhdxImage final : public Image {
     place = (file_bytes_ + kMiB - 1) & kOffsetMask;
     if (place > kMaxFileBytes - length)
       return vmm::MakeError(Code::kResourceExhausted, "a VHDX file has no room behind {} TiB",
-                       kMaxFileBytes >> 40);
+                            kMaxFileBytes >> 40);
     TRY_VOID_CTX(file().Resize(place + length), "adding {} MiB to the image", length / kMiB);
     file_bytes_ = place + length;
     return place;
