@@ -27,6 +27,7 @@ struct DiskInfo {
   bool can_unmap = false;  ///< kUnmap releases space
   bool unmapped_reads_zero = false;
   vmm::Guid disk_id;  ///< VHDX page 83 data; derived from the path for formats that have none
+  bool operator==(const DiskInfo&) const = default;
 };
 
 class DiskRequest;

@@ -2,9 +2,11 @@
 // DiskIo on a Chain: a host queue for each of its queues, requests cut at extents, what blocks on
 // a thread of its own. The chain changes only while no request is under way (IoHold).
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <mutex>
 
 #include "virtdev/disk/chain/chain.h"
@@ -341,12 +343,13 @@ class ChainDisk final : public DiskIo, private LiveChain {
  public:
   ChainDisk(std::unique_ptr<Chain> chain, bool force_threads)
       : chain_(std::move(chain)),
-        info_(chain_->info()),
         engine_(MakeHostEngine(force_threads)),
         hold_(chain_->gate()),
         slow_(std::make_unique<SlowWorker>([this] { return chain_->top().Flush(); })),
-        parts_{*chain_, hold_, *slow_, counters_, nullptr} {}
-  const DiskInfo& info() const override { return info_; }
+        parts_{*chain_, hold_, *slow_, counters_, nullptr} {
+    PublishInfo();
+  }
+  const DiskInfo& info() const override { return *info_.load(std::memory_order_acquire); }
   std::string_view format() const override { return chain_->top().format(); }
   Result<std::unique_ptr<DiskQueue>> OpenQueue(vmm::Loop& loop) override {
     auto host = TRY(engine_->OpenQueue(loop));
@@ -372,12 +375,14 @@ class ChainDisk final : public DiskIo, private LiveChain {
   LiveChain* live() override { return this; }
 
  private:
+  void PublishInfo() { info_.store(&infos_.emplace_back(chain_->info())); }
+
   // LiveChain
   Chain& chain() override { return *chain_; }
   Result<void> Hold(const std::function<Result<void>()>& change) override {
     return hold_.Run([this, &change] {
       auto changed = change();
-      info_ = chain_->info();
+      if (chain_->info() != info()) PublishInfo();
       return changed;
     });
   }
@@ -388,7 +393,9 @@ class ChainDisk final : public DiskIo, private LiveChain {
   }
 
   std::unique_ptr<Chain> chain_;
-  DiskInfo info_;  // changes under the hold
+  // Who has asked may look at what he got as long as there is the disk.
+  std::deque<DiskInfo> infos_;
+  std::atomic<const DiskInfo*> info_{nullptr};  // the last of them; changes under the hold
   std::unique_ptr<HostEngine> engine_;
   Counters counters_;
   DiskQos qos_;

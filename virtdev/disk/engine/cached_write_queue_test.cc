@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <functional>
 #include <utility>
@@ -22,8 +23,9 @@ constexpr uint64_t kLongNs = 50'000'000;
 /// What pwritev2 does: the real thing, but for RWF_NOWAIT, which file systems differ in.
 struct FileSystem {
   enum class NoWait { kUnsupported, kWrites, kWritesHalf, kWouldWait };
-  static inline NoWait nowait = NoWait::kUnsupported;
-  static inline size_t calls = 0;
+  // Other tests' threads write too.
+  static inline std::atomic<NoWait> nowait = NoWait::kUnsupported;
+  static inline std::atomic<size_t> calls = 0;
 };
 
 /// Each look at it takes `step_ns`.
