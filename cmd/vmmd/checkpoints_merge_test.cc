@@ -148,6 +148,23 @@ TEST_F(CheckpointsMergeTest, ADiskThatIsALinkIsTheFile) {
   EXPECT_EQ(TestHost::DiskOf(host_->Vm()), base);
 }
 
+TEST_F(CheckpointsMergeTest, ALinkToADiskThatIsNotMergedStays) {
+  host_->MakeVm("");
+  const std::string other = folder_ + "/other.vhdx", link = folder_ + "/by-name.vhdx";
+  virtdev::CreateDiskOptions options;
+  options.size_bytes = 1 << 20;
+  ASSERT_TRUE(virtdev::CreateDisk(other, options).ok());
+  std::filesystem::create_symlink(other, link);
+  ASSERT_TRUE(host_->Create("one").ok());
+  config::Vm vm = host_->Vm();
+  config::Disk* disk = vm.add_disks();
+  disk->set_path(link);
+  disk->set_lun(1);
+  ASSERT_TRUE(host_->inventory->Store(vm).ok());
+  ASSERT_TRUE(host_->Delete("one", false).ok());
+  EXPECT_EQ(host_->Vm().disks(1).path(), link);
+}
+
 TEST_F(CheckpointsMergeTest, ALayerThatACheckpointStandsOnIsNotMergedByHand) {
   host_->MakeVm("");
   const std::string base = TestHost::DiskOf(host_->Vm());

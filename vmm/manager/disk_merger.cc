@@ -157,7 +157,7 @@ Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
     for (const config::Disk& disk : config.disks()) {
       if (disk.kind() != config::HARD_DISK) continue;
       const std::string key = KeyOf(disk.path()), file = FileKeyOf(disk.path());
-      if (key != file) plan.links[key] = file;
+      if (key != file && IsThere(file)) plan.links[key] = file;
       plan.forest.named.insert(file);
       tops.push_back(file);
     }
@@ -174,6 +174,10 @@ Result<DiskMerger::Plan> DiskMerger::MakePlan(const config::Vm& vm,
       file = plan.forest.parents[file] = parent;
     }
   }
+  // The link to a base that nobody merges is somebody's choice.
+  std::erase_if(plan.links, [&](const auto& link) {
+    return unneeded.count(link.second) == 0 && plan.forest.parents[link.second].empty();
+  });
   AddOthers(others, &plan.forest);
   AddForeign(unneeded, &plan.forest);
   for (const std::string& file : unneeded) {
