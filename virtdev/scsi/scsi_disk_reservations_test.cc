@@ -189,27 +189,35 @@ class Waiting final : public ScsiCompletion {
   unsigned count = 0;
 };
 
+/// A write of one sector by `initiator`, under way in a queue of its own.
+struct HeldWrite {
+  HeldWrite(ScsiDisk& initiator, tests::FakeDisk& disk, vmm::Loop& loop)
+      : queue(*disk.OpenQueue(loop)) {
+    write.completion = &waiting;
+    write.cdb = {0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+    write.cdb_length = 10;
+    write.data.AppendHost(data);
+    initiator.Execute(write, queue.get(), &disk);
+  }
+  Bytes data = Bytes(512, 0x77);
+  Waiting waiting;
+  ScsiCommand write;
+  const std::unique_ptr<DiskQueue> queue;
+};
+
 TEST_F(SharedDisk, PreemptAndAbortWaitsForWhatItAborts) {
   RegisterBoth();
   fake_->set_timing(Timing::kHeld);
-  Bytes data(512, 0x77);
-  Waiting waiting;
-  ScsiCommand write;
-  write.completion = &waiting;
-  write.cdb = {0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0};
-  write.cdb_length = 10;
-  write.data.AppendHost(data);
-  const std::unique_ptr<DiskQueue> other_queue = *fake_->OpenQueue(*loop_);
-  b_->Execute(write, other_queue.get(), fake_.get());
+  HeldWrite other(*b_, *fake_, *loop_);
   fake_->set_timing(Timing::kPosted);
   Begin(OutCdb(5, 3), false, List(kKeyA, kKeyB));
   for (int turn = 0; turn < 20; ++turn) loop_->RunOnce(1);
   EXPECT_EQ(outcome_.completions, 0u) << "B's write may still reach the disk";
   EXPECT_TRUE(fake_->TakeSeen().empty()) << "waiting costs the disk nothing";
-  other_queue->Drain();
-  EXPECT_EQ(waiting.count, 1u);
-  EXPECT_EQ(write.status, scsi::Status::kTaskAborted);
-  EXPECT_EQ(write.bytes_moved, 0u);
+  other.queue->Drain();
+  EXPECT_EQ(other.waiting.count, 1u);
+  EXPECT_EQ(other.write.status, scsi::Status::kTaskAborted);
+  EXPECT_EQ(other.write.bytes_moved, 0u);
   for (int turn = 0; turn < 1000 && outcome_.completions == 0; ++turn) loop_->RunOnce(1);
   EXPECT_TRUE(outcome_.good());
   EXPECT_EQ(outcome_.moved, 24u);
@@ -220,15 +228,7 @@ TEST_F(SharedDisk, PreemptAndAbortWaitsForWhatItAborts) {
 TEST_F(SharedDisk, PreemptAndAbortIsNotWaitedForByWhoGoes) {
   RegisterBoth();
   fake_->set_timing(Timing::kHeld);
-  Bytes data(512, 0x77);
-  Waiting waiting;
-  ScsiCommand write;
-  write.completion = &waiting;
-  write.cdb = {0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0};
-  write.cdb_length = 10;
-  write.data.AppendHost(data);
-  const std::unique_ptr<DiskQueue> other_queue = *fake_->OpenQueue(*loop_);
-  b_->Execute(write, other_queue.get(), fake_.get());
+  HeldWrite other(*b_, *fake_, *loop_);
   Begin(OutCdb(5, 3), false, List(kKeyA, kKeyB));
   command_.Interrupt();
   for (int turn = 0; turn < 5; ++turn) loop_->RunOnce(1);
@@ -237,7 +237,7 @@ TEST_F(SharedDisk, PreemptAndAbortIsNotWaitedForByWhoGoes) {
   EXPECT_TRUE(outcome_.ended_with(scsi::Status::kBusy)) << "at once";
   for (int turn = 0; turn < 5; ++turn) loop_->RunOnce(1);
   EXPECT_EQ(outcome_.completions, 1u);
-  other_queue->Drain();
+  other.queue->Drain();
 }
 
 /// A command of many steps, aborted after its first: it may not go on to its end.
